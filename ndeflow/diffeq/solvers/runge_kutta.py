@@ -1,0 +1,149 @@
+"""Explicit Runge–Kutta methods: one step function over the data of a tableau."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ndeflow.diffeq.equations import Equation, real_dtype
+from ndeflow.diffeq.solvers import tableaus
+from ndeflow.diffeq.solvers.base import Solver, Step
+from ndeflow.diffeq.solvers.tableaus import Tableau, Terms
+
+
+class RungeKutta(Solver):
+    r"""An explicit Runge–Kutta method; a subclass names its tableau and the facts of `Solver`.
+
+    .. math:: k_i = f\bigl(t_0 + c_i\,\Delta t,\; y_0 + \textstyle\sum_{j<i} a_{ij} k_j\bigr)\,\Delta u, \qquad
+              y_1 = y_0 + \textstyle\sum_i b_i k_i, \qquad
+              e = \textstyle\sum_i (b_i - \hat b_i)\, k_i
+
+    The field is multiplied by the increment once per stage, and the products are combined with
+    constants of the tableau, because that is the cheapest form in eager mode, serves every equation
+    and turns into constants of a compiled graph.
+
+    Attributes:
+        tableau: the coefficients.
+    """
+
+    tableau: ClassVar[Tableau]
+
+    def init(self, eq: Equation, t0: Tensor, y0: Tensor) -> None:
+        """Return None: an explicit one-step method carries nothing."""
+
+    def step(self, eq: Equation, t0: Tensor, dt: Tensor, y0: Tensor, state: None) -> Step:
+        """Evaluate the stages in turn and combine them."""
+        tableau, dtype = self.tableau, real_dtype(y0)
+        t1 = t0 + dt
+        du = eq.increment(t0, t1).to(dtype)
+        k: list[Tensor] = []
+        for t, terms in zip(_stage_times(tableau.c, t0, t1, dt, dtype), tableau.stages, strict=True):
+            g = _add(y0, terms, k) if terms else y0
+            k.append(eq.apply_field(eq.field(t, g), du))
+        error = None if tableau.error is None else _add(torch.zeros_like(k[0]), tableau.error, k)
+        return Step(_add(y0, tableau.solution, k), error, None, None, tuple(k))
+
+
+def _add(y: Tensor, terms: Terms, k: Sequence[Tensor]) -> Tensor:
+    """Return y + Σ wᵢ kᵢ."""
+    for i, weight in terms:
+        y = torch.add(y, k[i], alpha=weight)
+    return y
+
+
+def _stage_times(c: tuple[float, ...], t0: Tensor, t1: Tensor, dt: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+    """Return t0 + cᵢ Δt, computed in float64 and cast after the sum, one tensor of the shape of t0 per stage."""
+    if set(c) <= {0.0, 1.0}:  # both ends are known
+        return [(t1 if node else t0).to(dtype) for node in c]
+    nodes = _new_nodes(c, dt.device) if torch.compiler.is_compiling() else _nodes(c, dt.device)
+    if dt.ndim:
+        nodes = nodes.unsqueeze(-1)
+    return torch.addcmul(t0, nodes, dt).to(dtype).unbind()
+
+
+def _new_nodes(c: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return the nodes as a float64 tensor."""
+    return torch.tensor(c, dtype=torch.float64, device=device)
+
+
+@lru_cache(maxsize=256)
+def _nodes(c: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return the nodes, copied once per device: a copy per step would wait for the device."""
+    with torch.inference_mode(False):  # else a cache filled while sampling could not be used in training
+        return _new_nodes(c, device)
+
+
+@dataclass(frozen=True)
+class Euler(RungeKutta):
+    r"""Euler's method.
+
+    .. math:: y_1 = y_0 + f(t_0, y_0)\,\Delta t
+
+    >>> from ndeflow.diffeq import ODE
+    >>> t0, dt = torch.tensor(0.0, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
+    >>> Euler().step(ODE(lambda t, y: -y), t0, dt, torch.ones(1, 1), None).y1
+    tensor([[0.9000]])
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.EULER
+    order: ClassVar[float] = 1
+    error_order: ClassVar[float | None] = None
+    evaluations: ClassVar[int] = 1
+    stability_size: ClassVar[float] = 2.0
+
+
+@dataclass(frozen=True)
+class Midpoint(RungeKutta):
+    r"""The explicit midpoint rule with an embedded Euler step.
+
+    .. math:: y_1 = y_0 + f\bigl(t_0 + \tfrac12\Delta t,\; y_0 + \tfrac12 f(t_0, y_0)\,\Delta t\bigr)\,\Delta t
+
+    It never evaluates the field at the end of the step.
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.MIDPOINT
+    order: ClassVar[float] = 2
+    error_order: ClassVar[float | None] = 1
+    evaluations: ClassVar[int] = 2
+    stability_size: ClassVar[float] = 2.0
+
+
+@dataclass(frozen=True)
+class Heun(RungeKutta):
+    r"""Heun's method (explicit trapezoidal rule) with an embedded Euler step.
+
+    .. math:: \hat y_1 = y_0 + f(t_0, y_0)\,\Delta t, \qquad
+              y_1 = y_0 + \tfrac12\bigl(f(t_0, y_0) + f(t_1, \hat y_1)\bigr)\,\Delta t, \qquad
+              e = y_1 - \hat y_1
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.HEUN
+    order: ClassVar[float] = 2
+    error_order: ClassVar[float | None] = 1
+    evaluations: ClassVar[int] = 2
+    stability_size: ClassVar[float] = 2.0
+
+
+@dataclass(frozen=True)
+class RK4(RungeKutta):
+    r"""The classical Runge–Kutta method.
+
+    .. math:: k_1 &= f(t_0, y_0)\,\Delta t, &
+              k_2 &= f(t_0 + \tfrac12\Delta t,\, y_0 + \tfrac12 k_1)\,\Delta t, \\
+              k_3 &= f(t_0 + \tfrac12\Delta t,\, y_0 + \tfrac12 k_2)\,\Delta t, &
+              k_4 &= f(t_0 + \Delta t,\, y_0 + k_3)\,\Delta t, \\
+              y_1 &= y_0 + \tfrac16 (k_1 + 2 k_2 + 2 k_3 + k_4)
+
+    The stability size is the real root of 1 + z + z²/2 + z³/6 + z⁴/24 = 1.
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.RK4
+    order: ClassVar[float] = 4
+    error_order: ClassVar[float | None] = None
+    evaluations: ClassVar[int] = 4
+    stability_size: ClassVar[float] = 2.785293563405282
