@@ -1,0 +1,190 @@
+"""The `ndeflow` command: use what a run left behind.
+
+    ndeflow sample RUN [n=64] [steps=20] [sampler=Heun] [seed=0] [weights=ema] [label=3] [out=DIR]
+    ndeflow evaluate RUN [n=450] [steps=[1,2,5,20,100]] [sampler=Euler] [seeds=[0,1,2]] [weights=ema]
+
+RUN is a run directory or a checkpoint file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ndeflow import config as configs
+from ndeflow.config import ConfigError
+from ndeflow.config.overrides import dotted, parse
+
+if TYPE_CHECKING:
+    from ndeflow.modules.flow import RectifiedFlow
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What `ndeflow sample` takes.
+
+    Args:
+        n: number of samples.
+        steps: steps of the sampler over a uniform time grid.
+        sampler: class name in `ndeflow.flows.samplers`.
+        seed: with the sample's index, its address.
+        weights: averaged or raw weights.
+        label: class to sample, for a class-conditional model; by default all in turn.
+        out: folder for the files, by default `samples` in the run directory.
+    """
+
+    n: int = 64
+    steps: int = 20
+    sampler: str = "Heun"
+    seed: int = 0
+    weights: Literal["ema", "raw"] = "ema"
+    label: int | None = None
+    out: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What `ndeflow evaluate` takes.
+
+    Args:
+        n: samples compared, by default as many as there are test samples, at most 1000.
+        steps: numbers of steps to compare.
+        sampler: class name in `ndeflow.flows.samplers`.
+        seeds: sampling seeds; numbers are means over them.
+        weights: averaged or raw weights.
+    """
+
+    n: int | None = None
+    steps: tuple[int, ...] = (1, 2, 5, 20, 100)
+    sampler: str = "Euler"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    weights: Literal["ema", "raw"] = "ema"
+
+
+def sample(run: str, request: SampleRequest) -> None:
+    """Draw samples and write them as PNG and npz."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from ndeflow.flows.samplers import named
+    from ndeflow.modules.pictures import picture
+    from ndeflow.randomness import fold
+
+    if request.n < 1:
+        raise ConfigError(f"n={request.n} must be at least 1")
+    module = _flow(run, request.weights)
+    keys = fold(request.seed, "sample", torch.arange(request.n))
+    labels = _labels(module, request)
+    drawn = module.sample(keys, labels, named(request.sampler, request.steps))
+    folder = Path(request.out) if request.out else _home(run) / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{request.sampler}_{request.steps}_seed{request.seed}_n{request.n}"
+    raw = (drawn.x - torch.as_tensor(module.data_info["shift"])) / torch.as_tensor(module.data_info["scale"])
+    np.savez(f"{stem}.npz", x=raw.numpy(), keys=keys.numpy(), **({} if labels is None else {"label": labels.numpy()}))
+    written = [f"{stem}.npz"]
+    if (image := picture(drawn.x)) is not None:
+        Image.fromarray(image).save(f"{stem}.png")
+        written.append(f"{stem}.png")
+    nfe = int(drawn.nfe.max())
+    print(f"{request.n} samples, {request.sampler} {request.steps} steps, NFE {nfe}, weights {request.weights}")
+    print("wrote " + ", ".join(written))
+
+
+def _flow(run: str, weights: Literal["ema", "raw"]) -> RectifiedFlow:
+    """The flow of a run, or an error that says what else it is."""
+    from ndeflow.modules.flow import RectifiedFlow
+    from ndeflow.training.loading import load
+
+    module = load(run, weights)
+    if not isinstance(module, RectifiedFlow):
+        raise ConfigError(f"{run} holds a {type(module).__name__}; this command needs a RectifiedFlow")
+    return module
+
+
+def _labels(module: RectifiedFlow, request: SampleRequest) -> Any:
+    """Labels of the samples, or None."""
+    labels = module.labels(request.n)
+    if request.label is None:
+        return labels
+    if labels is None:
+        raise ConfigError(f"label={request.label}, but this model is unconditional: leave label out")
+    classes = module.model.net.classes
+    if not 0 <= request.label < classes:
+        raise ConfigError(f"label={request.label} must be one of 0 to {classes - 1}")
+    return labels.fill_(request.label)
+
+
+def _home(run: str) -> Path:
+    """The run directory of a run or of one of its checkpoints."""
+    path = Path(run)
+    if not path.is_file():
+        return path
+    return path.parent.parent if path.parent.name == "ckpt" else path.parent
+
+
+def evaluate(run: str, request: EvaluateRequest) -> None:
+    """Compare samples with held-out data; print a table and write `report/evaluation.json`."""
+    from ndeflow.data.loading import DataModule
+    from ndeflow.modules.evaluation import table
+    from ndeflow.training import files
+
+    checkpoint = files.read(files.locate(run))
+    config = checkpoint["ndeflow"]["config"]
+    plugins = config.get("plugins") or ()
+    data = configs.build(config["data"], "data", plugins=plugins, seed=config["seed"])
+    assert isinstance(data, DataModule)
+    data.setup("fit")
+    result = _flow(run, request.weights).evaluate(data, request.n, request.steps, request.sampler, request.seeds)
+    result["weights"] = request.weights
+    folder = _home(run) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+    print(f"wrote {folder / 'evaluation.json'}")
+
+
+COMMANDS = {"sample": (SampleRequest, sample), "evaluate": (EvaluateRequest, evaluate)}
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__, file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command {name}; there are: {', '.join(COMMANDS)}")
+    schema, command = COMMANDS[name]
+    if not rest or "=" in rest[0]:
+        raise ConfigError(f"ndeflow {name} needs a run directory or a checkpoint: ndeflow {name} RUN key=value …")
+    request = configs.section(_values(rest[1:]), schema, name)
+    from ndeflow.training.files import CheckpointError  # imports torch: seconds that a typo need not wait for
+
+    try:
+        command(rest[0], request)
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _values(arguments: list[str]) -> dict[str, Any]:
+    """The KEY=VALUE arguments of a command as a flat mapping."""
+    parsed = [parse(argument) for argument in arguments]
+    return {dotted(override.path): override.value for override in parsed}
+
+
+def main() -> None:
+    """Enter from the shell."""
+    try:
+        code = run_command(sys.argv[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

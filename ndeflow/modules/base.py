@@ -1,0 +1,182 @@
+"""What every LightningModule of ndeflow has in common: optimizers, terms of a loss, validation, pictures."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module)\.")
+
+
+def clean_name(name: str) -> str:
+    """Return a parameter's name without the components that wrappers such as torch.compile insert.
+
+    >>> clean_name("model._orig_mod.net.weight")
+    'model.net.weight'
+    """
+    return _WRAPPERS.sub("", name)
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How to optimize: the `optim` section of a config.
+
+    Args:
+        optimizer: builds the optimizer from parameter groups, e.g. a partial of `torch.optim.AdamW`.
+        schedule: builds a learning-rate schedule from the optimizer, stepped once per optimizer step.
+    """
+
+    optimizer: Callable[..., Optimizer]
+    schedule: Callable[..., LRScheduler] | None = None
+
+
+class Module(pl.LightningModule, ABC):
+    """Base of the families: define `loss`, and what pictures and reports show.
+
+    A subclass holds built objects (model, path, sampler, …) and returns from `loss(batch)` the terms
+    whose sum is minimized. Logging, validation, optimizers and checkpoint names are here.
+
+    Attributes:
+        optim: the `Optim` to train with; set before `fit`.
+        learning_rates: factors of the learning rate by parameter name pattern, first match wins.
+        terms: detached terms of the last optimizer step, averaged over its micro-batches.
+        data_info: shape and scaling of the data (`shape`, `scale`, `shift`, `classes`), from the data
+            module or the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.optim: Optim | None = None
+        self.learning_rates: Mapping[str, float] = {}
+        self.terms: dict[str, Tensor] = {}
+        self.data_info: dict[str, Any] = {}
+        self.nonfinite_batches = 0
+        self._means: dict[str, MeanMetric] = {}
+        self._seen_first_batch = False
+
+    # -- what a family defines
+
+    @abstractmethod
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the scalar terms of the loss by name; their sum is minimized."""
+
+    def preview(self) -> dict[str, np.ndarray]:
+        """Return small pictures of what the model does now, uint8 (H, W) or (H, W, 3), by name."""
+        return {}
+
+    def evaluate(self, data: pl.LightningDataModule) -> dict[str, Any]:
+        """Return numbers about the model on held-out data, plain containers; `{}` where a family has none."""
+        return {}
+
+    def draw_report(self, folder: Path) -> list[Path]:
+        """Write the family's figures for the final report into `folder` and return their paths."""
+        return []
+
+    # -- training
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the sum of the terms, and remember them for the records."""
+        if not self._seen_first_batch:
+            self._check_batch(batch)
+        terms = self.loss(batch)
+        parts = self.trainer.accumulate_grad_batches
+        self._remember({name: value.detach() / parts for name, value in terms.items()}, first=batch_idx % parts == 0)
+        return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+
+    def _remember(self, terms: dict[str, Tensor], first: bool) -> None:
+        """Sum the terms over the micro-batches of an optimizer step."""
+        self.terms = terms if first else {name: self.terms[name] + value for name, value in terms.items()}
+
+    def _check_batch(self, batch: dict[str, Tensor]) -> None:
+        """Refuse data of another dtype than the weights: torch's own message names neither."""
+        weight = next(p.dtype for p in self.parameters() if p.is_floating_point())
+        for name, value in batch.items():
+            if name.startswith("x") and value.dtype == torch.uint8:
+                raise TypeError(f'batch["{name}"] is uint8: scale to [-1, 1] in the data set')
+            if name.startswith("x") and value.is_floating_point() and value.dtype != weight:
+                raise TypeError(
+                    f'batch["{name}"] is {value.dtype}, the module is {weight}: cast in the data set, or set '
+                    "trainer.precision"
+                )
+        self._seen_first_batch = True
+
+    def setup(self, stage: str) -> None:
+        """Take over shape and scaling from the data module."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "info"):
+            self.data_info = data.info
+
+    # -- validation: the mean of each term over the set, the same over any number of processes
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._means = {}
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add a batch to the means."""
+        terms = self.loss(batch)
+        size = batch["key"].shape[0]
+        for name, value in {**terms, "loss": torch.stack(list(terms.values())).sum()}.items():
+            if name not in self._means:
+                self._means[name] = MeanMetric().to(self.device)
+            self._means[name].update(value.detach(), weight=size)
+
+    def validation_means(self) -> dict[str, float]:
+        """Return the mean terms of the validation that just ended (collective over processes)."""
+        return {name: float(mean.compute()) for name, mean in self._means.items()}
+
+    # -- optimizers
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return trained parameters grouped by the first matching pattern of `learning_rates`.
+
+        Raises:
+            ValueError: nothing is trained, or a pattern matches no trained parameter.
+        """
+        groups: dict[str, list[nn.Parameter]] = {pattern: [] for pattern in [*self.learning_rates, "*"]}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                pattern = next(p for p in groups if fnmatchcase(clean_name(name), p))
+                groups[pattern].append(parameter)
+        if not any(groups.values()):
+            raise ValueError("no parameter is trained: every one is frozen; unfreeze some, or shorten init.freeze")
+        for pattern in self.learning_rates:
+            if not groups[pattern]:
+                raise ValueError(f"learning rate pattern {pattern!r} matches no trained parameter")
+        return [{"params": p, "name": pattern} for pattern, p in groups.items() if p]
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule from `optim`; group learning rates are factors of the optimizer's own."""
+        if self.optim is None:
+            raise ValueError("module.optim is not set: module.optim = Optim(partial(torch.optim.AdamW, lr=1e-3))")
+        optimizer = self.optim.optimizer(self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= self.learning_rates.get(group["name"], 1.0)
+        if self.optim.schedule is None:
+            return optimizer
+        schedule = self.optim.schedule(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- checkpoints: names without wrappers, whatever is compiled now
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store clean names."""
+        checkpoint["state_dict"] = {clean_name(k): v for k, v in checkpoint["state_dict"].items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give stored names the components that this module's wrappers insert."""
+        actual = {clean_name(k): k for k in self.state_dict()}
+        checkpoint["state_dict"] = {actual.get(k, k): v for k, v in checkpoint["state_dict"].items()}

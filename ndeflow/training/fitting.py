@@ -1,0 +1,259 @@
+"""One run from config to report: what `train.py` does, callable from anywhere."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from ndeflow import config as configs
+from ndeflow.config import ConfigError
+from ndeflow.data.loading import DataModule
+from ndeflow.diffeq import SolverError
+from ndeflow.modules.base import Module
+from ndeflow.randomness import seed_all
+from ndeflow.training import console, sections
+from ndeflow.training.ema import EMA
+from ndeflow.training.files import CheckpointError, step_files
+from ndeflow.training.health import NonFinite
+from ndeflow.training.records import Records, Rows
+from ndeflow.training.report import Report, write_report
+from ndeflow.training.rundir import RunDirectory, Start, decide, is_rank_zero, run_name
+from ndeflow.training.saving import CheckpointIO, Checkpoints, code_version
+from ndeflow.training.seeding import Seeds
+from ndeflow.training.signals import FAILURE, INTERRUPTED, StopFlag, Stopped
+from ndeflow.training.tracking import Tracker, Wandb, run_id
+
+
+class DataError(Exception):
+    """The data cannot be had; the message says which file is missing or damaged and what to do."""
+
+
+# Failures whose message is the whole story; anything else shows its traceback.
+EXPLAINED = (DataError, NonFinite, CheckpointError, SolverError, MisconfigurationException)
+
+
+def fit(config: dict[str, Any], name: str = "run", command: Sequence[str] = ()) -> int:
+    """Train, resume or refuse, as config and run directory say, and return the exit code.
+
+    Args:
+        config: a resolved config, from `ndeflow.config.load`.
+        name: of the run where `run.name` is not set.
+        command: the command line, stored beside the config.
+
+    Returns:
+        0 finished, 1 failed with the message printed, 85 preempted, 130 interrupted; after the last two
+        the same command continues the run.
+
+    Raises:
+        ConfigError: the config is wrong, or the directory holds another run.
+    """
+    console.quiet_lightning()
+    flag = StopFlag()
+    flag.install()
+    sections.check(config)
+    settings = sections.build(config, "run")
+    directory = RunDirectory(Path(settings.root) / run_name(settings, name))
+    if is_rank_zero():
+        directory.open(settings.overwrite)
+    try:
+        return _fit_in(directory, config, settings.overwrite, flag, command)
+    except EXPLAINED as error:
+        console.say(f"error: {error}", error=True)
+        saved = step_files(directory.checkpoints)
+        console.say(f"last checkpoint: {saved[-1] if saved else 'none'}; run directory {directory.path}", error=True)
+        return FAILURE
+    finally:
+        directory.close()
+
+
+def _fit_in(
+    directory: RunDirectory, config: dict[str, Any], overwrite: bool, flag: StopFlag, command: Sequence[str]
+) -> int:
+    """Run in an open directory, whose `state` says `failed` unless the run says otherwise."""
+    start = decide(directory, config, overwrite)
+    if start.step >= config["trainer"]["max_steps"]:
+        done = f"already finished (step {start.step} of {config['trainer']['max_steps']})"
+        console.say(f"{directory.path}: {done}; raise trainer.max_steps to go on")
+        return 0
+    if not is_rank_zero():
+        return _Job(config, directory, start, flag).run()
+    configs.save(config, directory.path / "config.yaml")
+    (directory.path / "command.txt").write_text(shlex.join(command) + "\n")
+    directory.write_state("running")
+    try:
+        return _Job(config, directory, start, flag).run()
+    except BaseException:
+        directory.write_state("failed")
+        raise
+
+
+class _Job:
+    """A run in its directory; built step by step so that each error names the part that is wrong."""
+
+    def __init__(self, config: dict[str, Any], directory: RunDirectory, start: Start, flag: StopFlag) -> None:
+        self.config, self.directory, self.start, self.flag = config, directory, start, flag
+        self.began = time.monotonic()
+        self.settings = {name: sections.build(config, name) for name in ("ema", "health", "wandb", "report", "optim")}
+        self.checkpoints: Checkpoints = sections.build(config, "checkpoints")
+        self.data = self._data()
+        seed_all(config["seed"], "init")
+        self.module = self._build("module", Module)
+        self.module.optim = self.settings["optim"]
+        self.mode, self.why = self._tracking()
+        self.records = self._records()
+        self.rows = Rows(self.records)
+        self.trainer = self._trainer()
+
+    def _build(self, name: str, kind: type, **given: Any) -> Any:
+        """Build a section with a target, and check that it is what the section is for."""
+        built = configs.build(self.config[name], name, plugins=self.config.get("plugins") or (), **given)
+        if not isinstance(built, kind):
+            raise ConfigError(f"{name}._target_ builds a {type(built).__name__}, expected a {kind.__name__}")
+        return built
+
+    def _data(self) -> DataModule:
+        """The data module, with its data loaded: what is missing or damaged shows before anything is trained."""
+        data = self._build("data", DataModule, seed=self.config["seed"])
+        if is_rank_zero():
+            try:
+                data.prepare_data()
+                data.setup("fit")
+            except (OSError, ValueError) as error:
+                raise DataError(f"data ({self.config['data']['_target_']}): {error}") from error
+        return data
+
+    def _tracking(self) -> tuple[str, str]:
+        """The mode of W&B and why; other ranks than zero never open a run."""
+        return self.settings["wandb"].resolve() if is_rank_zero() else ("disabled", "not rank 0")
+
+    def _records(self) -> Records:
+        """Records with the tracker, if there is one."""
+        wandb: Wandb = self.settings["wandb"]
+        tracker = None
+        if self.mode in ("online", "offline"):
+            tracker = Tracker(wandb, self.mode, self.directory.path, {**self.config, "commit": code_version()})
+        return Records(self.directory.path, tracker, self.start.step)
+
+    def _facts(self) -> dict[str, Any]:
+        """What each checkpoint says about itself beside Lightning's state."""
+        return {
+            "config": self.config,
+            "seed": self.config["seed"],
+            "data": self.data.info,
+            "run": {"name": self.directory.path.name, "id": run_id(self.directory.path)},
+        }
+
+    def _trainer(self) -> pl.Trainer:
+        """Lightning's trainer with our callbacks; their order is the order of their work in a step."""
+        plugins = self.config.get("plugins") or ()
+        extra = configs.build(self.config.get("callbacks") or {}, "callbacks", plugins=plugins)
+        arguments = sections.trainer_arguments(self.config)
+        bar = [console.StepBar(self.rows)] if arguments.pop("enable_progress_bar", True) and is_rank_zero() else []
+        callbacks = [
+            Seeds(self.config["seed"]),
+            self.settings["health"],
+            *extra.values(),
+            self.rows,  # before EMA: pictures at the end of a validation are made with the averaged weights
+            self.settings["ema"],
+            *bar,
+            self.checkpoints.attach(self.directory.checkpoints, self._facts, self.flag),
+        ]
+        return pl.Trainer(
+            **{**arguments, "plugins": [CheckpointIO(), *(arguments.get("plugins") or [])]},
+            max_epochs=-1,
+            logger=self.records,
+            callbacks=callbacks,
+            enable_progress_bar=bool(bar),
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=None,
+            default_root_dir=str(self.directory.path),
+        )
+
+    def run(self) -> int:
+        """Train and report; whatever happens, close the records and say in `state` how it ended."""
+        code, state = FAILURE, "failed"
+        try:
+            if is_rank_zero():
+                self._summarize()
+            resume = str(self.start.checkpoint) if self.start.checkpoint else None
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=resume, weights_only=True)
+            code, state = 0, "finished"
+            if self.trainer.is_global_zero:
+                self._finish()
+        except Stopped as stop:
+            code, state = stop.exit_code, "interrupted" if stop.exit_code == INTERRUPTED else "preempted"
+            console.say(f"{stop}; the same command goes on from {self.checkpoints.saved}")
+        except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Lightning turns it into SystemExit
+            code, state = INTERRUPTED, "interrupted"
+            console.say(f"interrupted at once; the last checkpoint is {self.checkpoints.saved}")
+        finally:
+            if is_rank_zero():
+                self.directory.write_state(state)
+            self.records.close(code)
+        if self.trainer.world_size > 1 and code:
+            # Launchers send SIGTERM to the others as soon as one process has left; leave with our code first.
+            os._exit(code)
+        return code
+
+    def _summarize(self) -> None:
+        """Print what is about to happen."""
+        config, module, data = self.config, self.module, self.data
+        ema: EMA = self.settings["ema"]
+        upload = f"upload later: wandb login && wandb sync {self.directory.path}/wandb"
+        start = f"resuming from {self.start.checkpoint} (step {self.start.step})" if self.start.step else "fresh run"
+        console.show(
+            f"ndeflow run {self.directory.path.name}: {start}",
+            {
+                "module": f"{config['module']['_target_']}, {console.count(module)}"
+                + (f", EMA {ema.decay:g}" if ema.enabled else ", no EMA"),
+                "data": _describe(data),
+                "device": console.device_name(self.trainer),
+                "steps": f"{self.start.step} to {self.trainer.max_steps}, seed {config['seed']}",
+                "checkpoints": f"every {self.checkpoints.every} steps in {self.directory.checkpoints}",
+                "wandb": f"{self.mode} ({self.why})" + (f"; {upload}" if self.mode == "offline" else ""),
+                "code": f"{code_version()}, torch {torch.__version__}, lightning {pl.__version__}",
+                "output": str(self.directory.path),
+            },
+        )
+
+    def _finish(self) -> None:
+        """Write the report with the weights that `ndeflow sample` would take, and say where everything is."""
+        ema: EMA = self.settings["ema"]
+        facts = {
+            "run": self.directory.path.name,
+            "step": self.trainer.global_step,
+            "weights": "ema" if ema.enabled else "raw",
+            "seconds": round(time.monotonic() - self.began, 1),
+            "commit": code_version(),
+        }
+        self.module.eval()
+        settings: Report = self.settings["report"]
+        with ema.applied(self.module):
+            report = write_report(settings, self.directory.report, self.records.rows(), self.module, self.data, facts)
+        path = self.directory.path
+        console.say(f"next: ndeflow sample {path} n=64 steps=20  |  ndeflow evaluate {path}")
+        console.say(
+            f"finished {path} in {report['seconds']} s: {_headline(report)}; report {self.directory.report}, "
+            f"checkpoint {self.checkpoints.saved}"
+        )
+
+
+def _describe(data: DataModule) -> str:
+    """Sizes and batches of a data module."""
+    sizes = ", ".join(f"{len(data.arrays(split)['x1']):,} {split}" for split in ("train", "val", "test"))
+    return f"{type(data).__name__}: {sizes}; shape {tuple(data.shape)}, global batch {data.batch_size}"
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    """The numbers of a report on one line."""
+    return ", ".join(f"{k} {v:.4g}" for k, v in report.items() if isinstance(v, float) and k != "seconds") or "done"

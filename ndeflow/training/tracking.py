@@ -1,0 +1,151 @@
+"""Weights & Biases as a view of the records: one run across restarts, nothing sent unasked."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+STEP = "trainer/global_step"
+
+
+class Wandb:
+    """The `wandb` section of a config.
+
+    Args:
+        mode: `"online"`, `"offline"`, `"disabled"`, or `"auto"`: the environment's WANDB_MODE if set, else
+            online if logged in, else offline, where nothing leaves the machine.
+        project: project of the run.
+        entity: team or user, by default the one logged in.
+        group: groups runs, such as the seeds of one study.
+        tags: labels.
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "auto",
+        project: str = "ndeflow",
+        entity: str | None = None,
+        group: str | None = None,
+        tags: tuple[str, ...] = (),
+    ) -> None:
+        self.mode: Mode = mode
+        self.project, self.entity, self.group, self.tags = project, entity, group, tags
+
+    def resolve(self) -> tuple[Literal["online", "offline", "disabled"], str]:
+        """Return the mode to use and why; asks nothing and sends nothing.
+
+        Raises:
+            ValueError: WANDB_MODE holds something else.
+        """
+        if self.mode != "auto":
+            return self.mode, f"wandb.mode={self.mode}"
+        from_environment = {"dryrun": "offline", "run": "online"}
+        if found := os.environ.get("WANDB_MODE"):
+            mode = from_environment.get(found, found)
+            if mode not in ("online", "offline", "disabled"):
+                raise ValueError(f"WANDB_MODE={found}: allowed are online, offline, disabled")
+            return mode, f"WANDB_MODE={found}"
+        import wandb
+
+        if wandb.login(prompt=False):
+            return "online", "logged in"
+        return "offline", "no login"
+
+
+def run_id(folder: Path) -> str:
+    """Return the id of the run in `folder`, made before anything is logged and the same ever after."""
+    path = folder / "wandb_id"
+    if not path.is_file():
+        path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+class Tracker:
+    """A W&B run fed from the records, without gaps or repeats across restarts.
+
+    Online, the rows that the server has not seen are sent first, then the new ones. Offline, each
+    restart writes one segment that begins with all earlier rows and moves older segments aside, so that
+    `wandb sync RUN/wandb` is always enough and a segment broken by a kill cannot block it.
+
+    Args:
+        settings: the `wandb` section.
+        mode: `"online"` or `"offline"`.
+        folder: the run directory.
+        config: the resolved config.
+    """
+
+    def __init__(
+        self, settings: Wandb, mode: Literal["online", "offline"], folder: Path, config: Mapping[str, Any]
+    ) -> None:
+        self.settings, self.mode, self.folder, self.config = settings, mode, folder, config
+        self.run: Any = None
+        self._seen = -1
+
+    def start(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Open the run and bring it up to the rows recorded so far."""
+        import wandb
+
+        if self.mode == "offline":
+            self._set_segments_aside()
+        self.run = wandb.init(
+            id=run_id(self.folder),
+            resume="allow",
+            dir=str(self.folder),
+            name=self.folder.name,
+            mode=self.mode,
+            project=self.settings.project,
+            entity=self.settings.entity,
+            group=self.settings.group,
+            tags=self.settings.tags or None,
+            config=dict(self.config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self.run.define_metric(STEP)
+        self.run.define_metric("*", step_metric=STEP)
+        if self.run.resumed:
+            self._seen = int(self.run.summary.get(STEP, -1))
+        for row in rows:
+            self._repeat(row)
+
+    def _repeat(self, row: Mapping[str, Any]) -> None:
+        """Send a recorded row again."""
+        if "media" in row:
+            self.log_pictures(row["step"], {name: self.folder / path for name, path in row["media"].items()})
+        else:
+            self.log(row["step"], {k: float(v) for k, v in row.items() if k not in ("step", "time")})
+
+    def _set_segments_aside(self) -> None:
+        """Move offline segments of earlier starts out of the folder that is synced."""
+        aside = self.folder / "wandb-old"
+        for segment in (self.folder / "wandb").glob("offline-run-*"):
+            aside.mkdir(exist_ok=True)
+            shutil.move(segment, aside / f"{segment.name}-{secrets.token_hex(2)}")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Send a row, unless the server has it already. W&B drops rows whose own step goes back: none is passed."""
+        if step >= self._seen:
+            self.run.log({STEP: step, **values})
+
+    def log_pictures(self, step: int, paths: Mapping[str, Path]) -> None:
+        """Send picture files."""
+        import wandb
+
+        if step >= self._seen:
+            found = {name: wandb.Image(str(path)) for name, path in paths.items() if path.is_file()}
+            self.run.log({STEP: step, **found})
+
+    @property
+    def url(self) -> str | None:
+        """Where the run can be seen, online."""
+        return self.run.url if self.run is not None and self.mode == "online" else None
+
+    def finish(self, exit_code: int) -> None:
+        """Close the run; without this its last rows are lost."""
+        if self.run is not None:
+            self.run.finish(exit_code=exit_code)
+            self.run = None
