@@ -34,6 +34,7 @@ class SampleRequest:
         weights: averaged or raw weights.
         label: class to sample, for a class-conditional model; by default all in turn.
         out: folder for the files, by default `samples` in the run directory.
+        plugins: packages of your own that the run was trained with.
     """
 
     n: int = 64
@@ -43,6 +44,7 @@ class SampleRequest:
     weights: Literal["ema", "raw"] = "ema"
     label: int | None = None
     out: str | None = None
+    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class EvaluateRequest:
         sampler: class name in `ndeflow.flows.samplers`.
         seeds: sampling seeds; numbers are means over them.
         weights: averaged or raw weights.
+        plugins: packages of your own that the run was trained with.
     """
 
     n: int | None = None
@@ -62,6 +65,7 @@ class EvaluateRequest:
     sampler: str = "Euler"
     seeds: tuple[int, ...] = (0, 1, 2)
     weights: Literal["ema", "raw"] = "ema"
+    plugins: tuple[str, ...] = ()
 
 
 def sample(run: str, request: SampleRequest) -> None:
@@ -76,10 +80,14 @@ def sample(run: str, request: SampleRequest) -> None:
 
     if request.n < 1:
         raise ConfigError(f"n={request.n} must be at least 1")
-    module = _flow(run, request.weights)
+    module = _flow(run, request)
+    try:
+        sampler = named(request.sampler, request.steps)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     keys = fold(request.seed, "sample", torch.arange(request.n))
     labels = _labels(module, request)
-    drawn = module.sample(keys, labels, named(request.sampler, request.steps))
+    drawn = module.sample(keys, labels, sampler)
     folder = Path(request.out) if request.out else _home(run) / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{request.sampler}_{request.steps}_seed{request.seed}_n{request.n}"
@@ -94,12 +102,12 @@ def sample(run: str, request: SampleRequest) -> None:
     print("wrote " + ", ".join(written))
 
 
-def _flow(run: str, weights: Literal["ema", "raw"]) -> RectifiedFlow:
+def _flow(run: str, request: SampleRequest | EvaluateRequest) -> RectifiedFlow:
     """The flow of a run, or an error that says what else it is."""
     from ndeflow.modules.flow import RectifiedFlow
     from ndeflow.training.loading import load
 
-    module = load(run, weights)
+    module = load(run, request.weights, plugins=request.plugins)
     if not isinstance(module, RectifiedFlow):
         raise ConfigError(f"{run} holds a {type(module).__name__}; this command needs a RectifiedFlow")
     return module
@@ -131,14 +139,16 @@ def evaluate(run: str, request: EvaluateRequest) -> None:
     from ndeflow.data.loading import DataModule
     from ndeflow.modules.evaluation import table
     from ndeflow.training import files
+    from ndeflow.training.loading import trusted
 
-    checkpoint = files.read(files.locate(run))
-    config = checkpoint["ndeflow"]["config"]
-    plugins = config.get("plugins") or ()
-    data = configs.build(config["data"], "data", plugins=plugins, seed=config["seed"])
+    config = trusted(files.read(files.locate(run)), run, request.plugins)
+    data = configs.build(config["data"], "data", request.plugins, seed=config["seed"])
     assert isinstance(data, DataModule)
     data.setup("fit")
-    result = _flow(run, request.weights).evaluate(data, request.n, request.steps, request.sampler, request.seeds)
+    try:
+        result = _flow(run, request).evaluate(data, request.n, request.steps, request.sampler, request.seeds)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     result["weights"] = request.weights
     folder = _home(run) / "report"
     folder.mkdir(parents=True, exist_ok=True)

@@ -201,9 +201,9 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         _refuse_objects(value, key)
         fit(value, KEYS[key], key)
-    for key in ("module", "data"):
+    for key, room in {"module": "modules", "data": "data"}.items():
         if key in config and "_target_" not in config[key]:
-            raise ConfigError(f"{key} has no _target_: name its class, e.g. {key}._target_=ndeflow.{key}.NAME", key)
+            raise ConfigError(f"{key} has no _target_: name its class, e.g. {key}._target_=ndeflow.{room}.NAME", key)
     return config
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import ot
 from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
@@ -92,6 +91,8 @@ def wasserstein2(x: Array, y: Array) -> float:
     >>> wasserstein2(np.array([0.0, 1.0]), np.array([4.0, 3.0]))
     3.0
     """
+    import ot  # seconds of imports, which a training run need not wait for
+
     a, b = _pair(x, y, ("x", "y"))
     plan, log = ot.emd(ot.unif(len(a)), ot.unif(len(b)), ot.dist(a, b), numItermax=_PIVOTS, log=True)
     if log["warning"] is not None:

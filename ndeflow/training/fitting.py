@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from ndeflow import config as configs
 from ndeflow.config import ConfigError
 from ndeflow.data.loading import DataModule
+from ndeflow.data.stream import micro_batch
 from ndeflow.diffeq import SolverError
 from ndeflow.modules.base import Module
 from ndeflow.randomness import seed_all
@@ -183,6 +184,7 @@ class _Job:
         """Train and report; whatever happens, close the records and say in `state` how it ended."""
         code, state = FAILURE, "failed"
         try:
+            self._check_shares()
             if is_rank_zero():
                 self._summarize()
             resume = str(self.start.checkpoint) if self.start.checkpoint else None
@@ -205,6 +207,15 @@ class _Job:
             os._exit(code)
         return code
 
+    def _check_shares(self) -> None:
+        """Refuse a global batch that is larger than the training set or cannot be shared out."""
+        data, trainer = self.data, self.trainer
+        try:
+            micro_batch(data.batch_size, trainer.world_size, trainer.accumulate_grad_batches)
+            data.train_dataloader()
+        except ValueError as error:
+            raise ConfigError(f"data.batch_size={data.batch_size}: {error}") from error
+
     def _summarize(self) -> None:
         """Print what is about to happen."""
         config, module, data = self.config, self.module, self.data
@@ -216,7 +227,7 @@ class _Job:
             {
                 "module": f"{config['module']['_target_']}, {console.count(module)}"
                 + (f", EMA {ema.decay:g}" if ema.enabled else ", no EMA"),
-                "data": _describe(data),
+                "data": data.summary(),
                 "device": console.device_name(self.trainer),
                 "steps": f"{self.start.step} to {self.trainer.max_steps}, seed {config['seed']}",
                 "checkpoints": f"every {self.checkpoints.every} steps in {self.directory.checkpoints}",
@@ -246,12 +257,6 @@ class _Job:
             f"finished {path} in {report['seconds']} s: {_headline(report)}; report {self.directory.report}, "
             f"checkpoint {self.checkpoints.saved}"
         )
-
-
-def _describe(data: DataModule) -> str:
-    """Sizes and batches of a data module."""
-    sizes = ", ".join(f"{len(data.arrays(split)['x1']):,} {split}" for split in ("train", "val", "test"))
-    return f"{type(data).__name__}: {sizes}; shape {tuple(data.shape)}, global batch {data.batch_size}"
 
 
 def _headline(report: Mapping[str, Any]) -> str:

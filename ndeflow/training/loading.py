@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,12 @@ from ndeflow.training import files
 Weights = Literal["ema", "raw"]
 
 
-def load(path: str | Path, weights: Weights = "ema", map_location: str | torch.device = "cpu") -> Module:
+def load(
+    path: str | Path,
+    weights: Weights = "ema",
+    map_location: str | torch.device = "cpu",
+    plugins: Sequence[str] = (),
+) -> Module:
     """Return the module of a checkpoint, in eval mode, with the averaged or the raw weights.
 
     Loading draws no random numbers from the global generators.
@@ -23,20 +29,36 @@ def load(path: str | Path, weights: Weights = "ema", map_location: str | torch.d
         path: a checkpoint file or a run directory (its best checkpoint where one was kept, else the newest).
         weights: `"ema"` or `"raw"`.
         map_location: device of the result.
+        plugins: packages of your own that the checkpoint may build from. A checkpoint that needs others is
+            refused: its config would otherwise decide which code runs here.
 
     Raises:
         CheckpointError: nothing there, damaged, not of ndeflow, or without averaged weights.
         ConfigError: the stored config names a class that is not allowed or no longer fits.
     """
     checkpoint = files.read(files.locate(path))
-    return restore(checkpoint, weights, str(path)).to(map_location)
+    return restore(checkpoint, weights, str(path), plugins).to(map_location)
 
 
-def restore(checkpoint: dict[str, Any], weights: Weights, source: str) -> Module:
-    """Build the module that a checkpoint describes and put its weights in."""
+def trusted(checkpoint: Mapping[str, Any], source: str, plugins: Sequence[str]) -> dict[str, Any]:
+    """Return the config of a checkpoint, if the caller agrees to the packages that it needs.
+
+    Raises:
+        CheckpointError: it needs others.
+    """
     config = checkpoint["ndeflow"]["config"]
+    if unknown := [name for name in config.get("plugins") or () if name not in plugins]:
+        raise files.CheckpointError(
+            f"{source} runs code of {', '.join(unknown)}: if you trust it, say so by plugins=[{','.join(unknown)}]"
+        )
+    return config
+
+
+def restore(checkpoint: dict[str, Any], weights: Weights, source: str, plugins: Sequence[str] = ()) -> Module:
+    """Build the module that a checkpoint describes and put its weights in."""
+    config = trusted(checkpoint, source, plugins)
     with torch.random.fork_rng(devices=[]):
-        module = configs.build(config["module"], "module", plugins=config.get("plugins", ()))
+        module = configs.build(config["module"], "module", plugins)
     if not isinstance(module, Module):
         raise files.CheckpointError(f"{source}: module is a {type(module).__name__}, not a module of ndeflow")
     module.load_state_dict(pick(checkpoint, weights, source))

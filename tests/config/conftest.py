@@ -72,7 +72,7 @@ class Open:
     def __init__(self, first: int, /, second: int = 2, *rest, third: int = 3, **more):
         self.got = (first, second, rest, third, more)
 ''',
-    "broken.py": "import foo_that_is_not_there\n",
+    "broken.py": "import mypk\n",
     "invalid.py": "def f(:\n",
     "_inner.py": "class Hidden: pass\n",
 }

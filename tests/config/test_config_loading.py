@@ -107,7 +107,7 @@ def test_only_plain_containers_come_out(write):
         ({"x.yaml": "vars: 3\n"}, "vars=3: expected dict | None, got int (in x.yaml)"),
         (
             {"x.yaml": "module: {lr: 1}\n"},
-            "module has no _target_: name its class, e.g. module._target_=ndeflow.module.NAME (in x.yaml)",
+            "module has no _target_: name its class, e.g. module._target_=ndeflow.modules.NAME (in x.yaml)",
         ),
         (
             {"x.yaml": "run: {root: !!python/object/apply:pathlib.Path [x]}\n"},

@@ -81,7 +81,7 @@ def test_targets_that_are_refused(package, name, message):
         ("torch.nn..Linear", "module.net._target_: torch.nn has no "),
         ("ndeflow.confg.load", "module.net._target_: ndeflow has no confg; did you mean config?"),
         ("absent.Wide", "module.net._target_: there is no package absent; start where it can be imported"),
-        ("mypkg.broken.Wide", "importing mypkg.broken failed: No module named 'foo_that_is_not_there'"),
+        ("mypkg.broken.Wide", "importing mypkg.broken failed: No module named 'mypk'"),
         ("mypkg._inner.Hidden", "module.net._target_: mypkg._inner is private; name what its package exports"),
         (
             "torch.nn.Module.__init__",

@@ -39,7 +39,7 @@ def test_the_failing_step_is_the_first_bad_one_of_a_step_by_step_solve():
         before, y = y, Integrator(Heun(), Constant(), on_failure="nan")(eq, y, [i / 100, (i + 1) / 100]).ys[:, -1]
         if y.isnan().any():
             break
-    text = message(Heun(), eq, torch.ones(4, 1), [0.0, 1.0], dt=0.01)
+    text = message(Heun(), eq, torch.ones(4, 1), [0.0, 0.02, 1.0], dt=0.01)
     assert f"from t={i / 100:g} of [0, 1]" in text
     assert f"step {i + 1} of 100" in text
     assert f"|y| {before[3].item():.3g}" in text

@@ -117,7 +117,7 @@ def test_training_reaches_the_least_possible_loss():
     model = build(MLP((1,), 64, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     slots, losses = torch.arange(512), []
-    for step in range(400):
+    for step in range(300):
         keys = fold("training", step, slots)
         pair = Independent()(2 + 0.5 * normal(fold(keys, "data"), (1,)), None, keys)
         sample = model.path.sample(pair.x0, pair.x1, Uniform()(keys, slots, 512, model.path.clip))

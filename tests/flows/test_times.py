@@ -6,7 +6,7 @@ from scipy import stats
 
 from ndeflow.flows import Affine, CosMap, Independent, Linear, LogitNormal, Shift, TimeSampler, Uniform, UShape
 from ndeflow.flows.times import stratified
-from ndeflow.randomness import fold
+from ndeflow.randomness import fold, normal, uniform
 
 SAMPLERS = {
     "uniform": Uniform(),
@@ -136,11 +136,18 @@ def test_a_time_depends_on_its_own_key_and_slot_alone():
 
 
 def test_time_and_noise_of_one_key_are_uncorrelated():
+    """Also with noise that another component draws from the bare key, whose bits a bare uniform would share."""
     keys = fold("one key", torch.arange(20_000))
     t = Uniform()(keys, torch.zeros_like(keys), 1, (0.0, 1.0))
     x0 = Independent()(torch.zeros(len(keys), 1, dtype=torch.float64), None, keys).x0[:, 0]
-    for a, b in ((t, x0), (t, x0.square())):
-        assert abs(torch.corrcoef(torch.stack((a, b)))[0, 1]) < 4 / len(keys) ** 0.5
+    bare, shared = normal(keys, dtype=torch.float64), uniform(keys, dtype=torch.float64)
+
+    def correlation(a, b):
+        return abs(torch.corrcoef(torch.stack((a, b)))[0, 1]) * len(keys) ** 0.5
+
+    for noise in (x0, x0.square(), bare, bare.square()):
+        assert correlation(t, noise) < 4
+    assert correlation(shared, bare.square()) > 20
 
 
 def test_logit_normal_is_the_logistic_of_a_normal():

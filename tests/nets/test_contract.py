@@ -25,6 +25,12 @@ def test_gradients_reach_all_parameters_after_one_step(case, trained, make_batch
     assert not dead
 
 
+def test_net_tells_shape_and_classes(case):
+    shape, builder = case
+    assert (builder(None).shape, builder(None).classes) == (shape, None)
+    assert builder(3).classes == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_and_shape_are_kept(case, trained, make_batch, dtype):
     shape, builder = case
