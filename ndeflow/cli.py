@@ -120,7 +120,7 @@ def _labels(module: RectifiedFlow, request: SampleRequest) -> Any:
         return labels
     if labels is None:
         raise ConfigError(f"label={request.label}, but this model is unconditional: leave label out")
-    classes = module.model.net.classes
+    classes = module.data_info["classes"]
     if not 0 <= request.label < classes:
         raise ConfigError(f"label={request.label} must be one of 0 to {classes - 1}")
     return labels.fill_(request.label)

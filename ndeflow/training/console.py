@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from ndeflow.modules.base import Module
 from ndeflow.training.records import Rows
 
 
@@ -85,7 +86,7 @@ class StepBar(ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the validation loss."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not isinstance(pl_module, Module):
             return
         means = pl_module.validation_means()
         self._write(f"step {trainer.global_step}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in means.items()))

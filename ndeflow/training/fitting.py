@@ -30,7 +30,7 @@ from ndeflow.training.rundir import RunDirectory, Start, decide, is_rank_zero, r
 from ndeflow.training.saving import CheckpointIO, Checkpoints, code_version
 from ndeflow.training.seeding import Seeds
 from ndeflow.training.signals import FAILURE, INTERRUPTED, StopFlag, Stopped
-from ndeflow.training.tracking import Tracker, Wandb, run_id
+from ndeflow.training.tracking import ResolvedMode, Tracker, Wandb, run_id
 
 
 class DataError(Exception):
@@ -108,9 +108,11 @@ class _Job:
         seed_all(config["seed"], "init")
         self.module = self._build("module", Module)
         self.module.optim = self.settings["optim"]
+        self.mode: ResolvedMode
         self.mode, self.why = self._tracking()
         self.records = self._records()
-        self.rows = Rows(self.records)
+        every = config["trainer"].get("log_every_n_steps", 50)
+        self.rows = Rows(self.records, every, self.settings["health"])
         self.trainer = self._trainer()
 
     def _build(self, name: str, kind: type, **given: Any) -> Any:
@@ -131,7 +133,7 @@ class _Job:
                 raise DataError(f"data ({self.config['data']['_target_']}): {error}") from error
         return data
 
-    def _tracking(self) -> tuple[str, str]:
+    def _tracking(self) -> tuple[ResolvedMode, str]:
         """The mode of W&B and why; other ranks than zero never open a run."""
         return self.settings["wandb"].resolve() if is_rank_zero() else ("disabled", "not rank 0")
 
@@ -139,7 +141,7 @@ class _Job:
         """Records with the tracker, if there is one."""
         wandb: Wandb = self.settings["wandb"]
         tracker = None
-        if self.mode in ("online", "offline"):
+        if self.mode != "disabled":
             tracker = Tracker(wandb, self.mode, self.directory.path, {**self.config, "commit": code_version()})
         return Records(self.directory.path, tracker, self.start.step)
 

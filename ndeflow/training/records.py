@@ -133,10 +133,12 @@ class Rows(pl.Callback):
 
     Args:
         records: where to.
+        every: n; the first and the last step get a row too.
+        health: knows the gradient norm and the skipped steps.
     """
 
-    def __init__(self, records: Records) -> None:
-        self.records = records
+    def __init__(self, records: Records, every: int, health: Health) -> None:
+        self.records, self.every, self.health = records, every, health
         self.latest: dict[str, float] = {}
         self._step = 0
 
@@ -149,7 +151,7 @@ class Rows(pl.Callback):
     ) -> None:
         """Write the numbers of this optimizer step when it is time."""
         step = trainer.global_step
-        due = step % trainer.log_every_n_steps == 0 or step == 1 or step >= trainer.max_steps
+        due = step % self.every == 0 or step == 1 or step >= trainer.max_steps
         if step != self._step and due and isinstance(pl_module, Module):
             self.latest = self._numbers(trainer, pl_module)
             self.records.log_metrics(self.latest, step)
@@ -162,13 +164,13 @@ class Rows(pl.Callback):
             dist.all_reduce(values)
             values = values / trainer.world_size
         terms = dict(zip(module.terms, values.tolist(), strict=True))
-        row = {"train/loss": sum(terms.values())}
+        row: dict[str, float] = {"train/loss": sum(terms.values())}
         row |= {f"train/{name}": value for name, value in terms.items()} if len(terms) > 1 else {}
-        for health in (c for c in trainer.callbacks if isinstance(c, Health)):
-            row["train/grad_norm"] = float(health.gradient_norm) if health.gradient_norm is not None else 0.0
-            row |= {"train/skipped_steps": float(health.skipped)} if health.skipped else {}
-        row["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        return row
+        if self.health.gradient_norm is not None:
+            row["train/grad_norm"] = float(self.health.gradient_norm)
+        if self.health.skipped:
+            row["train/skipped_steps"] = float(self.health.skipped)
+        return row | {"train/lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the means of the validation and the family's pictures, made with the averaged weights."""

@@ -12,9 +12,11 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from ndeflow import __version__
+from ndeflow.modules.base import Module
 from ndeflow.training import files
 from ndeflow.training.signals import StopFlag, Stopped
 
@@ -50,7 +52,7 @@ def code_version() -> str:
         return __version__
 
 
-class Checkpoints(pl.callbacks.Checkpoint):
+class Checkpoints(Checkpoint):
     """Save every `every` optimizer steps and at the end; keep the newest, the best, and every n-th.
 
     Files are `step_00001000.ckpt` and `best.ckpt`. Raw weights are `state_dict`, averaged ones `ema`;
@@ -131,7 +133,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the best by the monitored term, decided on rank 0."""
-        if self.monitor is None or trainer.sanity_checking:
+        if self.monitor is None or trainer.sanity_checking or not isinstance(pl_module, Module):
             return
         means = pl_module.validation_means()
         if self.monitor not in means:

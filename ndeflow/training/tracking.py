@@ -7,9 +7,10 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+ResolvedMode = Literal["online", "offline", "disabled"]
 STEP = "trainer/global_step"
 
 
@@ -36,7 +37,7 @@ class Wandb:
         self.mode: Mode = mode
         self.project, self.entity, self.group, self.tags = project, entity, group, tags
 
-    def resolve(self) -> tuple[Literal["online", "offline", "disabled"], str]:
+    def resolve(self) -> tuple[ResolvedMode, str]:
         """Return the mode to use and why; asks nothing and sends nothing.
 
         Raises:
@@ -46,10 +47,10 @@ class Wandb:
             return self.mode, f"wandb.mode={self.mode}"
         from_environment = {"dryrun": "offline", "run": "online"}
         if found := os.environ.get("WANDB_MODE"):
-            mode = from_environment.get(found, found)
-            if mode not in ("online", "offline", "disabled"):
-                raise ValueError(f"WANDB_MODE={found}: allowed are online, offline, disabled")
-            return mode, f"WANDB_MODE={found}"
+            for mode in get_args(ResolvedMode):
+                if from_environment.get(found, found) == mode:
+                    return mode, f"WANDB_MODE={found}"
+            raise ValueError(f"WANDB_MODE={found}: allowed are online, offline, disabled")
         import wandb
 
         if wandb.login(prompt=False):
@@ -82,7 +83,8 @@ class Tracker:
     def __init__(
         self, settings: Wandb, mode: Literal["online", "offline"], folder: Path, config: Mapping[str, Any]
     ) -> None:
-        self.settings, self.mode, self.folder, self.config = settings, mode, folder, config
+        self.settings, self.folder, self.config = settings, folder, config
+        self.mode: Literal["online", "offline"] = mode
         self.run: Any = None
         self._seen = -1
 

@@ -30,9 +30,10 @@ def test_net_sees_the_scaled_time_per_sample_in_the_dtype_of_the_state(scale, dt
 
 def test_time_is_scaled_before_it_is_rounded():
     net = Recorder()
-    FlowModel(net, Affine(Linear()), Identity(999.0))(torch.tensor(0.7, dtype=torch.float64), torch.zeros(1, 1))
-    exact = torch.tensor(999 * 0.7, dtype=torch.float64)
-    assert net.seen[0].item() == exact.float().item()
+    t = torch.linspace(0.1, 0.9, 50, dtype=torch.float64)
+    FlowModel(net, Affine(Linear()), Identity(999.0))(t, torch.zeros(50, 1))
+    assert torch.equal(net.seen[0], (999 * t).float())
+    assert not torch.equal(net.seen[0], 999 * t.float())
 
 
 def test_a_precondition_can_scale_input_and_output():

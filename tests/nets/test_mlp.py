@@ -21,6 +21,17 @@ def test_a_training_step_costs_six_multiplications_per_weight_and_sample():
     assert counter.get_total_flops() <= 6 * weights * 256  # data need no gradient, which saves a little
 
 
+def test_blocks_are_residual():
+    """With silent blocks the net is its first and last layer."""
+    net = MLP((3,), width=16, depth=3)
+    torch.nn.init.normal_(net.last.weight)
+    for block in net.blocks:
+        torch.nn.init.zeros_(block.weight)
+        torch.nn.init.zeros_(block.bias)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(net(torch.rand(4), x), net.last(torch.nn.functional.silu(net.first(x))))
+
+
 def test_depth_counts_blocks():
     shallow, deep = MLP((2,), width=16, depth=1), MLP((2,), width=16, depth=4)
     extra = sum(p.numel() for p in deep.parameters()) - sum(p.numel() for p in shallow.parameters())

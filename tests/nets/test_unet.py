@@ -80,6 +80,18 @@ def test_attention_reaches_everywhere_convolution_does_not():
     assert changes[1] > 0
 
 
+def test_condition_scales_and_shifts_around_the_plain_block():
+    torch.manual_seed(0)
+    block = _Residual(4, 8, features=2, groups=2, dropout=0.0)
+    x, e = torch.randn(3, 4, 5, 5), torch.randn(3, 2)
+    torch.nn.init.zeros_(block.condition.weight)
+    with torch.no_grad():
+        block.condition.bias.copy_(torch.cat((torch.full((8,), 0.5), torch.full((8,), -1.0))))
+    normed = F.group_norm(block.conv1(F.silu(block.norm1(x))), 2)
+    expected = block.skip(x) + block.conv2(F.silu(1.5 * normed - 1.0))
+    torch.testing.assert_close(block(x, e), expected)
+
+
 def test_upsampling_repeats_pixels():
     layer = _Upsample(3, 3)
     layer.conv = torch.nn.Identity()

@@ -74,7 +74,8 @@ def test_a_fresh_run_begins_with_no_rows(tmp_path, open_records):
 
 def test_training_writes_rows_at_the_interval_and_means_after_validation(fit, toy, numbers, tmp_path, open_records):
     records = open_records()
-    fit(toy, numbers, [Health(), Rows(records)], steps=12, log_every_n_steps=5, logger=records)
+    health = Health()
+    fit(toy, numbers, [health, Rows(records, 5, health)], steps=12, logger=records)
     rows = records.rows()
     assert [r["step"] for r in rows if "train/loss" in r] == [1, 5, 10, 12]
     assert [r["step"] for r in rows if "val/loss" in r] == [5, 10]
