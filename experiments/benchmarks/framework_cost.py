@@ -23,6 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import framework_cost as this  # the module that the config names, not __main__
+
 from ndeflow import config as configs
 from ndeflow.randomness import fold, normal, permutation, uniform
 from ndeflow.training.fitting import fit

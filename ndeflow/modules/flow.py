@@ -54,6 +54,16 @@ class RectifiedFlow(Module):
             raise ValueError(f"pictures={pictures} must not be negative")
         self.model, self.sampler, self.pictures = model, sampler, pictures
         self.coupling = coupling or Independent()
+        if self.coupling.independent and not model.provenance.independent:
+            raise ValueError(
+                "model.provenance says that source and data depend on each other, but the coupling draws them "
+                "independently: use provenance.independent=true, or a dependent coupling"
+            )
+        if model.provenance.independent and not self.coupling.independent:
+            raise ValueError(
+                f"the coupling {type(self.coupling).__name__} makes source and data depend on each other, so the model "
+                "has no score: set model.provenance={_target_: ndeflow.flows.Provenance, independent: false}"
+            )
         self.times = times or Uniform()
         self.flow_loss = loss or FlowLoss()
 
@@ -61,7 +71,7 @@ class RectifiedFlow(Module):
         """Return the flow-matching loss of a batch as the term `velocity`."""
         keys, path = batch["key"], self.model.path
         pair = self.coupling(batch["x1"], batch.get("cond"), keys)
-        t = self.times(keys, batch["slot"], batch["slots"], path.interval)
+        t = self.times(keys, batch["slot"], batch["slots"], path.clip)
         sample = path.sample(pair.x0, pair.x1, t, fold(keys, "path"))
         return {self.flow_loss.reading: self.flow_loss(self.model, sample, pair.cond).mean()}
 
