@@ -1,6 +1,7 @@
 """What the framework costs per training step, beside a bare torch loop that does the same work.
 
     python experiments/benchmarks/framework_cost.py            digits, MLP 3×384, batch 256
+    python experiments/benchmarks/framework_cost.py small      the same with an MLP 3×64, where milliseconds resolve
     python experiments/benchmarks/framework_cost.py mnist      MNIST, the U-Net of configs/flow/mnist.yaml
 
 Both sides draw keyed noise and stratified times, compute the gradient norm, step AdamW and average the
@@ -29,8 +30,12 @@ from ndeflow.randomness import fold, normal, permutation, uniform
 from ndeflow.training.fitting import fit
 from train import ROOT
 
-WARMUP = 20
-CASES = {"digits": ("flow/digits", 200, 7), "mnist": ("flow/mnist", 12, 5)}
+# config, steps not counted, steps counted, turns
+CASES = {
+    "digits": ("flow/digits", [], 20, 200, 9),
+    "small": ("flow/digits", ["module.model.net.width=64"], 20, 400, 11),
+    "mnist": ("flow/mnist", [], 1, 3, 3),
+}
 
 
 class Clock(pl.Callback):
@@ -48,15 +53,15 @@ class Clock(pl.Callback):
             this.Clock.spans = (time.process_time() - self.began[0], time.perf_counter() - self.began[1])
 
 
-def framework(config: dict, steps: int) -> tuple[float, float]:
+def framework(config: dict, warmup: int, steps: int) -> tuple[float, float]:
     """Seconds per step of a run without validation, pictures and W&B, rows and checkpoints as configured."""
     with tempfile.TemporaryDirectory() as folder:
         config = {
             **config,
             "plugins": ["framework_cost"],
-            "callbacks": {"clock": {"_target_": "framework_cost.Clock", "warmup": WARMUP}},
+            "callbacks": {"clock": {"_target_": "framework_cost.Clock", "warmup": warmup}},
             "run": {"root": folder, "name": "cost", "overwrite": False},
-            "trainer": {**config["trainer"], "max_steps": WARMUP + steps, "val_check_interval": 10**6},
+            "trainer": {**config["trainer"], "max_steps": warmup + steps, "val_check_interval": 10**6},
             "wandb": {"mode": "disabled"},
             "report": {"evaluate": False},
         }
@@ -65,7 +70,7 @@ def framework(config: dict, steps: int) -> tuple[float, float]:
     return this.Clock.spans[0] / steps, this.Clock.spans[1] / steps
 
 
-def bare(config: dict, data, steps: int) -> tuple[float, float]:
+def bare(config: dict, data, warmup: int, steps: int) -> tuple[float, float]:
     """Seconds per step of a loop written by hand."""
     torch.manual_seed(0)
     net = configs.build(config["module"]["model"]["net"], "net")
@@ -77,8 +82,8 @@ def bare(config: dict, data, steps: int) -> tuple[float, float]:
     clip = config["trainer"].get("gradient_clip_val")
     conditional, per_epoch = config["data"].get("cond") is not None, n // size
     began = (0.0, 0.0)
-    for step in range(WARMUP + steps):
-        if step == WARMUP:
+    for step in range(warmup + steps):
+        if step == warmup:
             began = (time.process_time(), time.perf_counter())
         epoch, row = divmod(step, per_epoch)
         if row == 0 or step == 0:
@@ -104,15 +109,15 @@ def bare(config: dict, data, steps: int) -> tuple[float, float]:
 
 def main(case: str) -> None:
     """Measure one case and print it as JSON."""
-    name, steps, turns = CASES[case]
-    config = configs.load(configs.find(name, ROOT))
+    name, overrides, warmup, steps, turns = CASES[case]
+    config = configs.load(configs.find(name, ROOT), overrides)
     data = configs.build(config["data"], "data", seed=0)
     data.prepare_data()
     data.setup()
     by_hand, by_frame = [], []
     for _ in range(turns):
-        by_hand.append(bare(config, data, steps))
-        by_frame.append(framework(config, steps))
+        by_hand.append(bare(config, data, warmup, steps))
+        by_frame.append(framework(config, warmup, steps))
     cpu, wall = ([statistics.median(x[i] for x in side) * 1e3 for side in (by_hand, by_frame)] for i in (0, 1))
     paired = statistics.median((b[0] - a[0]) * 1e3 for a, b in zip(by_hand, by_frame, strict=True))
     result = {

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ndeflow.config.errors import ConfigError, nearest, written
 from ndeflow.config.hints import Pending, fit
 from ndeflow.config.loading import KEYS
-from ndeflow.config.targets import EMPTY, full_name, resolve, signature
+from ndeflow.config.targets import EMPTY, full_name, parameter_name, resolve, signature
 
 T = TypeVar("T")
 
@@ -188,6 +188,6 @@ def _call(
     positional = [argument for argument, parameter in parameters.items() if parameter.positional]
     leading = [arguments.pop(argument) for argument in takewhile(arguments.__contains__, positional)]
     try:
-        return (call or target)(*leading, **arguments)
+        return (call or target)(*leading, **{parameter_name(k): v for k, v in arguments.items()})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key} ({name}): {error}") from error

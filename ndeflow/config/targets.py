@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import keyword
 import pkgutil
 import sys
 from collections import ChainMap
@@ -130,7 +131,7 @@ def signature(target: Callable[..., Any]) -> Signature:
         return Signature({}, True, None)
     scope = _scope(target)
     parameters = {
-        name: Parameter(_evaluate(p.annotation, scope), p.default, p.kind is p.POSITIONAL_ONLY)
+        _key(name): Parameter(_evaluate(p.annotation, scope), p.default, p.kind is p.POSITIONAL_ONLY)
         for name, p in found.parameters.items()
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
@@ -140,6 +141,16 @@ def signature(target: Callable[..., Any]) -> Signature:
         open=any(p.kind is p.VAR_KEYWORD for p in found.parameters.values()),
         returns=returns if isinstance(returns, type) and returns is not Any else None,
     )
+
+
+def _key(name: str) -> str:
+    """The key of a parameter in a config: `from` for `from_`, since Python keeps the word for itself."""
+    return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
+
+
+def parameter_name(key: str) -> str:
+    """Return the Python name of a key, the inverse of what `signature` does: `from_` for `from`."""
+    return f"{key}_" if keyword.iskeyword(key) else key
 
 
 def _scope(target: Callable[..., Any]) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
+
+from ndeflow.diffeq import SolverError
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module)\.")
 
@@ -53,6 +56,7 @@ class Module(pl.LightningModule, ABC):
         optim: the `Optim` to train with; set before `fit`.
         learning_rates: factors of the learning rate by parameter name pattern, first match wins.
         terms: detached terms of the last optimizer step, averaged over its micro-batches.
+        skip_failed_solves: leave out a step whose solve fails, by a loss that is not a number.
         data_info: shape and scaling of the data (`shape`, `scale`, `shift`, `classes`), from the data
             module or the checkpoint.
     """
@@ -63,7 +67,7 @@ class Module(pl.LightningModule, ABC):
         self.learning_rates: Mapping[str, float] = {}
         self.terms: dict[str, Tensor] = {}
         self.data_info: dict[str, Any] = {}
-        self.nonfinite_batches = 0
+        self.skip_failed_solves = False
         self._means: dict[str, MeanMetric] = {}
         self._seen_first_batch = False
 
@@ -91,10 +95,19 @@ class Module(pl.LightningModule, ABC):
         """Return the sum of the terms, and remember them for the records."""
         if not self._seen_first_batch:
             self._check_batch(batch)
-        terms = self.loss(batch)
+        terms = self._loss_or_nan(batch) if self.skip_failed_solves else self.loss(batch)
         parts = self.trainer.accumulate_grad_batches
         self._remember({name: value.detach() / parts for name, value in terms.items()}, first=batch_idx % parts == 0)
         return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+
+    def _loss_or_nan(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss, or one that is NaN in every gradient: all processes then skip the step, and none waits."""
+        try:
+            return self.loss(batch)
+        except SolverError as error:
+            warnings.warn(f"failed solve: {error}", stacklevel=2)
+            every_weight = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
+            return {"failed_solve": torch.nan * every_weight}
 
     def _remember(self, terms: dict[str, Tensor], first: bool) -> None:
         """Sum the terms over the micro-batches of an optimizer step."""

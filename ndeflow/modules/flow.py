@@ -54,15 +54,11 @@ class RectifiedFlow(Module):
             raise ValueError(f"pictures={pictures} must not be negative")
         self.model, self.sampler, self.pictures = model, sampler, pictures
         self.coupling = coupling or Independent()
-        if self.coupling.independent and not model.provenance.independent:
+        if self.coupling.independent != model.provenance.independent:
             raise ValueError(
-                "model.provenance says that source and data depend on each other, but the coupling draws them "
-                "independently: use provenance.independent=true, or a dependent coupling"
-            )
-        if model.provenance.independent and not self.coupling.independent:
-            raise ValueError(
-                f"the coupling {type(self.coupling).__name__} makes source and data depend on each other, so the model "
-                "has no score: set model.provenance={_target_: ndeflow.flows.Provenance, independent: false}"
+                f"coupling {type(self.coupling).__name__} has independent={self.coupling.independent}, "
+                f"model.provenance {model.provenance.independent}: say what the model is trained on, for its score "
+                "depends on it"
             )
         self.times = times or Uniform()
         self.flow_loss = loss or FlowLoss()

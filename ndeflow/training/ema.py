@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ndeflow.modules.base import clean_name
@@ -137,6 +138,8 @@ class EMA(pl.Callback):
         """Go on with the average of the checkpoint, or say why not."""
         stored = checkpoint.get("ema")
         if stored is None:
+            if self.enabled:
+                rank_zero_warn("checkpoint has no EMA: averaging starts from its raw weights")
             return
         if not self.enabled:
             if self.drop:

@@ -67,8 +67,8 @@ class WarmStart:
     lr: dict[str, float] = field(default_factory=dict)
     allow_shape: bool = False
 
-    def apply(self, module: Module) -> tuple[Report, dict[str, Any]]:
-        """Put the weights in, freeze, and set learning-rate factors.
+    def load(self, module: Module) -> tuple[Report, dict[str, Any]]:
+        """Put the weights in.
 
         Returns:
             What became of each tensor, and facts about the parent for the new run's checkpoints.
@@ -80,12 +80,23 @@ class WarmStart:
         path = files.locate(self.from_)
         checkpoint = files.read(path)
         report = self.take(module, pick(checkpoint, self.weights, str(path)))
-        freeze(module, self.freeze)
-        _require(self.lr, [clean_name(n) for n, _ in module.named_parameters()], "init.lr", "parameter of the model")
-        module.learning_rates = dict(self.lr)
         parent = checkpoint["ndeflow"]
         facts = {"path": str(path), "step": checkpoint["global_step"], "run": parent["run"], "config": parent["config"]}
         return report, facts
+
+    def prepare(self, module: Module) -> None:
+        """Freeze parameters and set learning-rate factors; at every start, resumed ones too.
+
+        Raises:
+            WarmStartError: a pattern matches nothing.
+        """
+        names = {clean_name(n): p for n, p in module.named_parameters()}
+        _require(self.freeze, names, "init.freeze", "parameter of the model")
+        _require(self.lr, names, "init.lr", "parameter of the model")
+        for name, parameter in names.items():
+            if any(fnmatchcase(name, pattern) for pattern in self.freeze):
+                parameter.requires_grad_(False)
+        module.learning_rates = dict(self.lr)
 
     def take(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Report:
         """Load what fits of `weights` into `module`."""
@@ -115,15 +126,6 @@ class WarmStart:
             raise WarmStartError(
                 f"init.from={self.from_}: {report}\nleave these out by init.skip, or all by init.allow_shape=true"
             )
-
-
-def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
-    """Stop training the parameters whose names match."""
-    names = {clean_name(n): p for n, p in module.named_parameters()}
-    _require(patterns, names, "init.freeze", "parameter of the model")
-    for name, parameter in names.items():
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            parameter.requires_grad_(False)
 
 
 def _require(patterns: Iterable[str], names: Iterable[str], key: str, what: str) -> None:

@@ -23,6 +23,7 @@ from ndeflow.randomness import seed_all
 from ndeflow.training import console, sections
 from ndeflow.training.ema import EMA
 from ndeflow.training.files import CheckpointError, step_files
+from ndeflow.training.finetuning import FrozenInEval, WarmStart, WarmStartError
 from ndeflow.training.health import NonFinite
 from ndeflow.training.records import Records, Rows
 from ndeflow.training.report import Report, write_report
@@ -38,7 +39,7 @@ class DataError(Exception):
 
 
 # Failures whose message is the whole story; anything else shows its traceback.
-EXPLAINED = (DataError, NonFinite, CheckpointError, SolverError, MisconfigurationException)
+EXPLAINED = (WarmStartError, DataError, NonFinite, CheckpointError, SolverError, MisconfigurationException)
 
 
 def fit(config: dict[str, Any], name: str = "run", command: Sequence[str] = ()) -> int:
@@ -80,7 +81,7 @@ def _fit_in(
 ) -> int:
     """Run in an open directory, whose `state` says `failed` unless the run says otherwise."""
     start = decide(directory, config, overwrite)
-    if start.step >= config["trainer"]["max_steps"]:
+    if start.step >= config["trainer"]["max_steps"] and directory.state == "finished":
         done = f"already finished (step {start.step} of {config['trainer']['max_steps']})"
         console.say(f"{directory.path}: {done}; raise trainer.max_steps to go on")
         return 0
@@ -108,6 +109,7 @@ class _Job:
         seed_all(config["seed"], "init")
         self.module = self._build("module", Module)
         self.module.optim = self.settings["optim"]
+        self.parent = self._warm_start()
         self.mode: ResolvedMode
         self.mode, self.why = self._tracking()
         self.records = self._records()
@@ -133,6 +135,18 @@ class _Job:
                 raise DataError(f"data ({self.config['data']['_target_']}): {error}") from error
         return data
 
+    def _warm_start(self) -> dict[str, Any] | None:
+        """Take over the weights of another run at a first start; freeze at every start."""
+        if not self.config.get("init"):
+            return None
+        warm: WarmStart = sections.build(self.config, "init")
+        parent = self.start.facts.get("parent")
+        if not self.start.step:
+            report, parent = warm.load(self.module)
+            console.say(f"init from {parent['path']} ({warm.weights}): {report}")
+        warm.prepare(self.module)
+        return parent
+
     def _tracking(self) -> tuple[ResolvedMode, str]:
         """The mode of W&B and why; other ranks than zero never open a run."""
         return self.settings["wandb"].resolve() if is_rank_zero() else ("disabled", "not rank 0")
@@ -152,6 +166,7 @@ class _Job:
             "seed": self.config["seed"],
             "data": self.data.info,
             "run": {"name": self.directory.path.name, "id": run_id(self.directory.path)},
+            **({"parent": self.parent} if self.parent else {}),
         }
 
     def _trainer(self) -> pl.Trainer:
@@ -162,6 +177,7 @@ class _Job:
         bar = [console.StepBar(self.rows)] if arguments.pop("enable_progress_bar", True) and is_rank_zero() else []
         callbacks = [
             Seeds(self.config["seed"]),
+            FrozenInEval(),
             self.settings["health"],
             *extra.values(),
             self.rows,  # before EMA: pictures at the end of a validation are made with the averaged weights
@@ -191,6 +207,7 @@ class _Job:
                 self._summarize()
             resume = str(self.start.checkpoint) if self.start.checkpoint else None
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=resume, weights_only=True)
+            self._validate_last(resumed=resume is not None)
             code, state = 0, "finished"
             if self.trainer.is_global_zero:
                 self._finish()
@@ -209,11 +226,24 @@ class _Job:
             os._exit(code)
         return code
 
+    def _validate_last(self, resumed: bool) -> None:
+        """Make up for a validation at the last step that a kill cut off: there is no step left to train before it."""
+        interval = sections.trainer_arguments(self.config)["val_check_interval"]
+        ended = self.start.step >= self.trainer.max_steps
+        if resumed and ended and self.start.step * self.trainer.accumulate_grad_batches % interval == 0:
+            self.trainer.validate(self.module, datamodule=self.data, verbose=False)
+
     def _check_shares(self) -> None:
-        """Refuse a global batch that is larger than the training set or cannot be shared out."""
-        data, trainer = self.data, self.trainer
+        """Refuse fewer processes than asked for, and a global batch that cannot be shared out."""
+        data, trainer, asked = self.data, self.trainer, self.config["trainer"]
+        devices, world = asked.get("devices", "auto"), trainer.world_size
+        if isinstance(devices, int) and devices > 0 and devices * asked.get("num_nodes", 1) != world:
+            raise ConfigError(
+                f"asked for {devices * asked.get('num_nodes', 1)} processes, got {world}: inside a SLURM job use "
+                f"srun --ntasks-per-node={devices}, or unset SLURM_NTASKS for an interactive run"
+            )
         try:
-            micro_batch(data.batch_size, trainer.world_size, trainer.accumulate_grad_batches)
+            micro_batch(data.batch_size, world, trainer.accumulate_grad_batches)
             data.train_dataloader()
         except ValueError as error:
             raise ConfigError(f"data.batch_size={data.batch_size}: {error}") from error
@@ -222,6 +252,8 @@ class _Job:
         """Print what is about to happen."""
         config, module, data = self.config, self.module, self.data
         ema: EMA = self.settings["ema"]
+        was, world = self.start.facts.get("world_size"), self.trainer.world_size
+        moved = was not in (None, world)
         upload = f"upload later: wandb login && wandb sync {self.directory.path}/wandb"
         start = f"resuming from {self.start.checkpoint} (step {self.start.step})" if self.start.step else "fresh run"
         console.show(
@@ -230,6 +262,7 @@ class _Job:
                 "module": f"{config['module']['_target_']}, {console.count(module)}"
                 + (f", EMA {ema.decay:g}" if ema.enabled else ", no EMA"),
                 "data": data.summary(),
+                **({"processes": f"{world}, were {was}: data order and keyed draws continue exactly"} if moved else {}),
                 "device": console.device_name(self.trainer),
                 "steps": f"{self.start.step} to {self.trainer.max_steps}, seed {config['seed']}",
                 "checkpoints": f"every {self.checkpoints.every} steps in {self.directory.checkpoints}",

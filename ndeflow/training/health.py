@@ -23,7 +23,7 @@ class Health(pl.Callback):
     all decide alike. A skipped step changes neither weights nor optimizer state.
 
     Args:
-        nonfinite: `"stop"` raises at the first non-finite gradient; `"skip"` leaves the step out.
+        nonfinite: `"stop"` raises at the first non-finite gradient or failed solve; `"skip"` leaves the step out.
         limit: with `"skip"`, the longest run of skipped steps in a row before stopping after all.
 
     Raises:
@@ -37,6 +37,11 @@ class Health(pl.Callback):
         self.skipped = 0
         self.in_a_row = 0
         self.gradient_norm: Tensor | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let a failed solve take the same way as a non-finite gradient."""
+        if isinstance(pl_module, Module):
+            pl_module.skip_failed_solves = self.nonfinite == "skip"
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

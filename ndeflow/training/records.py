@@ -38,6 +38,12 @@ def _whole(line: str) -> Iterator[dict[str, Any]]:
         return
 
 
+def _kept(row: Mapping[str, Any], step: int) -> bool:
+    """Whether a row stays when a run goes on from `step`: a validation due there is made again, as a whole."""
+    evaluated = "media" in row or any(name.startswith("val/") for name in row)
+    return row["step"] < step or (row["step"] == step and not evaluated)
+
+
 class Records(Logger):
     """Write rows of numbers and pictures of a run, on rank 0 only.
 
@@ -61,7 +67,7 @@ class Records(Logger):
 
     def _open(self, resumed_at: int) -> None:
         """Cut the file back to the checkpoint's step, atomically, and show the tracker what is left."""
-        rows = [row for row in read_rows(self.path) if row["step"] <= resumed_at] if resumed_at else []
+        rows = [row for row in read_rows(self.path) if _kept(row, resumed_at)] if resumed_at else []
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(temporary, self.path)
@@ -143,8 +149,16 @@ class Rows(pl.Callback):
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from where the run stands."""
+        """Count from where the run stands; validate if the run was stopped or killed before it could."""
         self._step = trainer.global_step
+        interval = trainer.val_check_batch
+        parts = trainer.accumulate_grad_batches
+        if self._step and isinstance(interval, int) and self._step * parts % interval == 0:
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False  # else only the batches after the restored counter are seen
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

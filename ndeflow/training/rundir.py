@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +66,12 @@ class RunDirectory:
     def report(self) -> Path:
         """The folder of the final report."""
         return self.path / "report"
+
+    @property
+    def state(self) -> str:
+        """The word in `state`, empty in a directory that no run was started in."""
+        path = self.path / "state"
+        return path.read_text().strip() if path.is_file() else ""
 
     @property
     def used(self) -> bool:
@@ -134,10 +140,11 @@ def run_name(settings: Run, default: str) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: afresh, or after the checkpoint of `step` optimizer steps."""
+    """Where a run begins: afresh, or after the checkpoint of `step` optimizer steps, with what it says of itself."""
 
     checkpoint: Path | None = None
     step: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def decide(directory: RunDirectory, config: Mapping[str, Any], overwrite: bool) -> Start:
@@ -156,7 +163,9 @@ def decide(directory: RunDirectory, config: Mapping[str, Any], overwrite: bool) 
         path = files.locate(resume) if Path(resume).is_file() else _newest(Path(resume))
         checkpoint = files.read(path)
         _same_class(checkpoint["ndeflow"]["config"], config, path)
-        return Start(path, checkpoint["global_step"])
+        if config.get("init"):
+            raise ConfigError(f"resume={resume} goes on with a run, init.from begins a new one: give one of them")
+        return Start(path, checkpoint["global_step"], checkpoint["ndeflow"])
     if overwrite or not directory.used:
         return Start()
     if resume == "none":
@@ -172,7 +181,7 @@ def decide(directory: RunDirectory, config: Mapping[str, Any], overwrite: bool) 
             f"{directory.path} holds a run with another config ({'; '.join(changes)}): run.name=NEW starts another, "
             f"resume={directory.path} continues this one with the new values, run.overwrite=true deletes it"
         )
-    return Start(path, checkpoint["global_step"])
+    return Start(path, checkpoint["global_step"], checkpoint["ndeflow"])
 
 
 def _newest(path: Path) -> Path:

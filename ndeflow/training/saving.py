@@ -101,6 +101,8 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals back from Lightning, whose handlers save or communicate in the middle of a step."""
         self._step = trainer.global_step
+        if trainer.is_global_zero:
+            self._set_newer_aside(self._step)
         self.flag.install()
         if trainer.world_size > 1:
             self._vote = dist.new_group(backend="gloo")
@@ -203,5 +205,26 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on from the best value so far."""
-        self.best = checkpoint["ndeflow"]["best"]
+        """Go on from the best value so far; count micro-batches anew where the accumulation has changed."""
+        facts = checkpoint["ndeflow"]
+        self.best = facts["best"]
+        old, new = facts["accumulate"], trainer.accumulate_grad_batches
+        if old != new:
+            _recount(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], old, new)
+
+    def _set_newer_aside(self, step: int) -> None:
+        """Move step files beyond the step that the run goes on from out of the way of `keep`."""
+        for path in files.step_files(self._path(".")):
+            if files.step_of(path) > step:
+                aside = self._path("old")
+                aside.mkdir(exist_ok=True)
+                path.rename(aside / path.name)
+
+
+def _recount(progress: dict[str, Any], old: int, new: int) -> None:
+    """Lightning counts micro-batches; a checkpoint is written at optimizer steps, so the counts scale exactly."""
+    for part in (progress["total"], progress["current"]):
+        behind = part["processed"] - part["completed"]
+        for name in ("ready", "started", "processed"):
+            part[name] = part[name] // old * new
+        part["completed"] = part["processed"] - behind

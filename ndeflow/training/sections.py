@@ -13,6 +13,7 @@ from ndeflow import config as configs
 from ndeflow.config import ConfigError
 from ndeflow.modules.base import Optim
 from ndeflow.training.ema import EMA
+from ndeflow.training.finetuning import WarmStart
 from ndeflow.training.health import Health
 from ndeflow.training.report import Report
 from ndeflow.training.rundir import Run
@@ -27,6 +28,7 @@ SCHEMAS: dict[str, type] = {
     "health": Health,
     "wandb": Wandb,
     "report": Report,
+    "init": WarmStart,
     "trainer": pl.Trainer,
 }
 
@@ -70,6 +72,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"seed={config.get('seed')}: give an integer; it derives every random draw of the run")
     plugins = config.get("plugins") or ()
     for name, schema in SCHEMAS.items():
+        if name == "init" and not config.get("init"):
+            continue
         configs.validate(config.get(name), name, plugins, schema, OWNED if name == "trainer" else ())
     configs.validate(config["module"], "module", plugins)
     configs.validate(config["data"], "data", plugins, given=("seed",))
