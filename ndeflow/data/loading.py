@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -76,6 +79,15 @@ class _Loader(DataLoader[Any]):
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         _check_continues(state, self.state_dict())
+
+
+def _die_with_parent(_: int) -> None:
+    """Let a loading process end with the run, however that ends: after a kill -9 it could wait for ever.
+
+    Linux only (PR_SET_PDEATHSIG); elsewhere torch's own watchdog is all there is.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _whole(batch: Any) -> dict[str, Tensor]:
@@ -226,6 +238,7 @@ class DataModule(pl.LightningDataModule, ABC):
             num_workers=self.workers,
             collate_fn=_whole,
             persistent_workers=self.workers > 0,
+            worker_init_fn=_die_with_parent,
             pin_memory=torch.cuda.is_available(),
         )
 

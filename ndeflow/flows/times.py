@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,12 @@ def _stride(n: Tensor) -> Tensor:
     first = (n.to(torch.float64) * _GOLDEN).round().to(torch.int64).clamp_(min=1)
     candidates = first + torch.arange(_TRIES, device=n.device)
     return candidates[(torch.gcd(candidates, n) == 1).int().argmax()]
+
+
+@lru_cache(maxsize=64)
+def _known_stride(n: int) -> int:
+    """`_stride` of a number that the host knows, remembered."""
+    return int(_stride(torch.tensor(n)))
 
 
 def stratified(keys: Tensor, slots: Tensor, global_batch: int | Tensor) -> Tensor:
@@ -44,7 +51,8 @@ def stratified(keys: Tensor, slots: Tensor, global_batch: int | Tensor) -> Tenso
     if isinstance(global_batch, int) and global_batch < 1:
         raise ValueError(f"global_batch must be at least 1, got {global_batch}")
     n = torch.as_tensor(global_batch, dtype=torch.int64, device=slots.device).reshape(-1)[0]
-    stratum = (slots * _stride(n)).remainder(n)
+    stride = _known_stride(int(n)) if n.device.type == "cpu" else _stride(n)
+    stratum = (slots * stride).remainder(n)
     return (stratum + uniform(fold(keys, "time"), dtype=torch.float64)) / n
 
 

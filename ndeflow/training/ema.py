@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class EMA(pl.Callback):
         self.weights: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] | None = None
         self._step = 0
+        self._trained: list[Tensor] = []  # walking through the modules at each step would cost as much as averaging
 
     @property
     def enabled(self) -> bool:
@@ -65,6 +66,10 @@ class EMA(pl.Callback):
             self.weights = {name: p.detach().to(_shadow_dtype(p), copy=True) for name, p in parameters.items()}
         for name, p in parameters.items():
             self.weights[name] = self.weights[name].to(p.device)
+        self._trained = list(parameters.values())
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count from where the run stands, which is known only after `on_fit_start`."""
         self._step = trainer.global_step
 
     def on_train_batch_end(
@@ -73,14 +78,14 @@ class EMA(pl.Callback):
         """Update once per optimizer step, not per micro-batch."""
         if self.enabled and trainer.global_step != self._step:
             self._step = trainer.global_step
-            self.update(pl_module)
+            self.update(self._trained)
 
     @torch.no_grad()
-    def update(self, module: torch.nn.Module) -> None:
-        """Move the average towards the weights of `module` by one step."""
+    def update(self, parameters: Sequence[Tensor]) -> None:
+        """Move the average towards `parameters`, in the order of `weights`, by one step."""
         self.updates += 1
         shadow = list(self.weights.values())
-        current = [p.detach().to(s.dtype) for p, s in zip(_parameters(module).values(), shadow, strict=True)]
+        current = [p.detach().to(s.dtype) for p, s in zip(parameters, shadow, strict=True)]
         torch._foreach_lerp_(shadow, current, 1.0 - self.decay_at(self.updates))
 
     @torch.no_grad()

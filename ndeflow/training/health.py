@@ -37,17 +37,22 @@ class Health(pl.Callback):
         self.skipped = 0
         self.in_a_row = 0
         self.gradient_norm: Tensor | None = None
+        self._parameters: list[Tensor] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let a failed solve take the same way as a non-finite gradient."""
         if isinstance(pl_module, Module):
             pl_module.skip_failed_solves = self.nonfinite == "skip"
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the parameters once."""
+        self._parameters = list(pl_module.parameters())
+
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Measure the norm; stop or drop the gradients where it is not finite."""
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
         if bool(torch.isfinite(self.gradient_norm)):
             self.in_a_row = 0

@@ -86,7 +86,7 @@ def test_low_precision_weights_have_a_float32_average():
         module.weight.fill_(2.0)
     before = ema.weights["weight"].clone()
     for _ in range(1000):
-        ema.update(module)
+        ema.update(list(module.parameters()))
     moved = (ema.weights["weight"] - before) / (2.0 - before)
     torch.testing.assert_close(moved, torch.full((2, 2), 1 - 0.999**1000), rtol=1e-3, atol=0)
 
