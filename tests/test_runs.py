@@ -81,6 +81,7 @@ def test_the_demo_at_tiny_size_leaves_all_that_is_promised(tiny, tmp_path, capsy
     assert list((run / "wandb").glob("offline-run-*"))
     assert configs.load(run / "config.yaml")["data"]["batch_size"] == 256
     assert (run / "command.txt").read_text().strip()
+    assert "finished runs/tiny" in (run / "train.log").read_text()
     assert [r["step"] for r in rows() if "train/loss" in r] == [1, 2, 4, 6, 8, 10, 12]
     checkpoint = files.read(run / "ckpt" / files.step_name(12))
     assert checkpoint["ndeflow"]["config"] == configs.load(run / "config.yaml") | {"vars": {"steps": 12}}

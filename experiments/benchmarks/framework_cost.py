@@ -3,6 +3,8 @@
     python experiments/benchmarks/framework_cost.py            digits, MLP 3×384, batch 256
     python experiments/benchmarks/framework_cost.py small      the same with an MLP 3×64, where milliseconds resolve
     python experiments/benchmarks/framework_cost.py mnist      MNIST, the U-Net of configs/flow/mnist.yaml
+    python experiments/benchmarks/framework_cost.py surviving  the MLP 3×64 with and without what makes a run survive:
+                                                               seeding, the gradient check, signals and saving
 
 Both sides draw keyed noise and stratified times, compute the gradient norm, step AdamW and average the
 weights. CPU time of the process, in turns (bare, framework, bare, …), medians over the turns. The first
@@ -16,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -28,12 +31,16 @@ import framework_cost as this  # the module that the config names, not __main__
 from ndeflow import config as configs
 from ndeflow.randomness import fold, normal, permutation, uniform
 from ndeflow.training.fitting import fit
+from ndeflow.training.health import Health
+from ndeflow.training.saving import Checkpoints
+from ndeflow.training.seeding import Seeds
 from train import ROOT
 
 # config, steps not counted, steps counted, turns
 CASES = {
     "digits": ("flow/digits", [], 20, 200, 9),
     "small": ("flow/digits", ["module.model.net.width=64"], 20, 400, 11),
+    "surviving": ("flow/digits", ["module.model.net.width=64"], 20, 400, 11),
     "mnist": ("flow/mnist", [], 1, 3, 3),
 }
 
@@ -68,6 +75,30 @@ def framework(config: dict, warmup: int, steps: int) -> tuple[float, float]:
         config["module"] = {**config["module"], "pictures": 0}
         assert fit(config) == 0
     return this.Clock.spans[0] / steps, this.Clock.spans[1] / steps
+
+
+@contextmanager
+def fragile():
+    """Take away what makes a run survive: per-batch seeds, the gradient check, the look at signals and the clock."""
+    hooks = [
+        (Seeds, "on_train_batch_start"),
+        (Health, "on_before_optimizer_step"),
+        (Checkpoints, "on_train_batch_end"),
+    ]
+    kept = [(cls, name, vars(cls)[name]) for cls, name in hooks]
+    for cls, name, _ in kept:
+        delattr(cls, name)
+    try:
+        yield
+    finally:
+        for cls, name, hook in kept:
+            setattr(cls, name, hook)
+
+
+def without(config: dict, _, warmup: int, steps: int) -> tuple[float, float]:
+    """Seconds per step of a run that would not survive."""
+    with fragile():
+        return framework(config, warmup, steps)
 
 
 def bare(config: dict, data, warmup: int, steps: int) -> tuple[float, float]:
@@ -114,9 +145,10 @@ def main(case: str) -> None:
     data = configs.build(config["data"], "data", seed=0)
     data.prepare_data()
     data.setup()
+    other = without if case == "surviving" else bare
     by_hand, by_frame = [], []
     for _ in range(turns):
-        by_hand.append(bare(config, data, warmup, steps))
+        by_hand.append(other(config, data, warmup, steps))
         by_frame.append(framework(config, warmup, steps))
     cpu, wall = ([statistics.median(x[i] for x in side) * 1e3 for side in (by_hand, by_frame)] for i in (0, 1))
     paired = statistics.median((b[0] - a[0]) * 1e3 for a, b in zip(by_hand, by_frame, strict=True))
@@ -125,11 +157,11 @@ def main(case: str) -> None:
         "threads": torch.get_num_threads(),
         "turns": turns,
         "steps": steps,
-        "bare_cpu_ms": round(cpu[0], 2),
+        f"{other.__name__}_cpu_ms": round(cpu[0], 2),
         "ndeflow_cpu_ms": round(cpu[1], 2),
         "cost_cpu_ms": round(paired, 2),
         "speed_ratio_cpu": round(cpu[0] / cpu[1], 3),
-        "bare_wall_ms": round(wall[0], 2),
+        f"{other.__name__}_wall_ms": round(wall[0], 2),
         "ndeflow_wall_ms": round(wall[1], 2),
         "torch": torch.__version__,
     }

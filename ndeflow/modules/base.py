@@ -110,8 +110,8 @@ class Module(pl.LightningModule, ABC):
             return {"failed_solve": torch.nan * every_weight}
 
     def _remember(self, terms: dict[str, Tensor], first: bool) -> None:
-        """Sum the terms over the micro-batches of an optimizer step."""
-        self.terms = terms if first else {name: self.terms[name] + value for name, value in terms.items()}
+        """Sum the terms over the micro-batches of an optimizer step; those of a failed solve have other names."""
+        self.terms = terms if first else self.terms | {n: v + self.terms.get(n, 0.0) for n, v in terms.items()}
 
     def _check_batch(self, batch: dict[str, Tensor]) -> None:
         """Refuse data of another dtype than the weights: torch's own message names neither."""

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,6 +30,22 @@ def quiet_lightning() -> None:
     # We say what the data order and the workers are; these warn about choices that are ours.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+_LOG = logging.getLogger("ndeflow.run")
+_LOG.propagate = False
+_LOG.setLevel(logging.INFO)
+
+
+def log_to(path: Path | None) -> None:
+    """Append what is printed to a file as well, with times; None ends that."""
+    for handler in list(_LOG.handlers):
+        _LOG.removeHandler(handler)
+        handler.close()
+    if path is not None:
+        handler = logging.FileHandler(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        _LOG.addHandler(handler)
 
 
 class StepBar(ProgressBar):
@@ -75,7 +92,7 @@ class StepBar(ProgressBar):
             self._bar.update(self._task, completed=step, text=text)
         elif step != self._shown_step:
             left = (trainer.max_steps - step) * (now - self._began) / max(1, step - self._first)
-            print(f"step {step}/{trainer.max_steps}  {text}  {left:.0f} s left", flush=True)
+            self._write(f"step {step}/{trainer.max_steps}  {text}  {left:.0f} s left")
         self._shown, self._shown_step = now, step
 
     def _text(self, now: float, step: int) -> str:
@@ -93,6 +110,7 @@ class StepBar(ProgressBar):
 
     def _write(self, text: str) -> None:
         """A line above the bar."""
+        _LOG.info(text)
         self._bar.console.print(text, highlight=False) if self._bar else print(text, flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -105,7 +123,15 @@ class StepBar(ProgressBar):
 def say(text: str, error: bool = False) -> None:
     """Print a line, errors to stderr, from rank 0 only."""
     if rank_zero_only.rank == 0:
+        _LOG.info(text)
         print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def fail(error: Exception) -> None:
+    """Print an error to stderr, from every rank: its cause may be on one alone."""
+    rank = rank_zero_only.rank
+    _LOG.info("error: %s", error)
+    print(f"error on rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
 
 
 def count(module: nn.Module) -> str:
@@ -126,5 +152,7 @@ def show(title: str, rows: Mapping[str, str]) -> None:
     """Print a titled two-column list."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{title}[/bold]" if console.is_terminal else title)
+    _LOG.info(title)
     for name, text in rows.items():
+        _LOG.info("  %-12s %s", name, text)
         console.print(f"  {name:<12} {text}", markup=False)

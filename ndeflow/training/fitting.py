@@ -68,11 +68,12 @@ def fit(config: dict[str, Any], name: str = "run", command: Sequence[str] = ()) 
     try:
         return _fit_in(directory, config, settings.overwrite, flag, command)
     except EXPLAINED as error:
-        console.say(f"error: {error}", error=True)
+        console.fail(error)
         saved = step_files(directory.checkpoints)
         console.say(f"last checkpoint: {saved[-1] if saved else 'none'}; run directory {directory.path}", error=True)
         return FAILURE
     finally:
+        console.log_to(None)
         directory.close()
 
 
@@ -90,6 +91,7 @@ def _fit_in(
     configs.save(config, directory.path / "config.yaml")
     (directory.path / "command.txt").write_text(shlex.join(command) + "\n")
     directory.write_state("running")
+    console.log_to(directory.path / "train.log")
     try:
         return _Job(config, directory, start, flag).run()
     except BaseException:
@@ -112,10 +114,13 @@ class _Job:
         self.parent = self._warm_start()
         self.mode: ResolvedMode
         self.mode, self.why = self._tracking()
+        self.id = run_id(directory.path) if is_rank_zero() else ""  # other ranks would write an id of their own
         self.records = self._records()
         every = config["trainer"].get("log_every_n_steps", 50)
         self.rows = Rows(self.records, every, self.settings["health"])
         self.trainer = self._trainer()
+        if self.trainer.precision == "64-true":
+            self.module.double()  # Lightning would do so only after it has read the weights of a checkpoint as float32
 
     def _build(self, name: str, kind: type, **given: Any) -> Any:
         """Build a section with a target, and check that it is what the section is for."""
@@ -165,7 +170,7 @@ class _Job:
             "config": self.config,
             "seed": self.config["seed"],
             "data": self.data.info,
-            "run": {"name": self.directory.path.name, "id": run_id(self.directory.path)},
+            "run": {"name": self.directory.path.name, "id": self.id},
             **({"parent": self.parent} if self.parent else {}),
         }
 
@@ -177,7 +182,7 @@ class _Job:
         bar = [console.StepBar(self.rows)] if arguments.pop("enable_progress_bar", True) and is_rank_zero() else []
         callbacks = [
             Seeds(self.config["seed"]),
-            FrozenInEval(),
+            *([FrozenInEval()] if self.config.get("init") else []),
             self.settings["health"],
             *extra.values(),
             self.rows,  # before EMA: pictures at the end of a validation are made with the averaged weights
@@ -255,6 +260,7 @@ class _Job:
         was, world = self.start.facts.get("world_size"), self.trainer.world_size
         moved = was not in (None, world)
         upload = f"upload later: wandb login && wandb sync {self.directory.path}/wandb"
+        url = f", {self.records.tracker.url}" if self.records.tracker else ""
         start = f"resuming from {self.start.checkpoint} (step {self.start.step})" if self.start.step else "fresh run"
         console.show(
             f"ndeflow run {self.directory.path.name}: {start}",
@@ -266,7 +272,7 @@ class _Job:
                 "device": console.device_name(self.trainer),
                 "steps": f"{self.start.step} to {self.trainer.max_steps}, seed {config['seed']}",
                 "checkpoints": f"every {self.checkpoints.every} steps in {self.directory.checkpoints}",
-                "wandb": f"{self.mode} ({self.why})" + (f"; {upload}" if self.mode == "offline" else ""),
+                "wandb": f"{self.mode} ({self.why})" + (f"; {upload}" if self.mode == "offline" else url),
                 "code": f"{code_version()}, torch {torch.__version__}, lightning {pl.__version__}",
                 "output": str(self.directory.path),
             },
@@ -286,6 +292,8 @@ class _Job:
         settings: Report = self.settings["report"]
         with ema.applied(self.module):
             report = write_report(settings, self.directory.report, self.records.rows(), self.module, self.data, facts)
+        if self.records.tracker:
+            self.records.tracker.summarize(report, sorted(self.directory.report.glob("*.png")))
         path = self.directory.path
         console.say(f"next: ndeflow sample {path} n=64 steps=20  |  ndeflow evaluate {path}")
         console.say(

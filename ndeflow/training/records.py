@@ -173,11 +173,10 @@ class Rows(pl.Callback):
 
     def _numbers(self, trainer: pl.Trainer, module: Module) -> dict[str, float]:
         """Loss terms averaged over processes in one collective, gradient norm, learning rate, skipped steps."""
-        values = torch.stack([v.double() for v in module.terms.values()])
+        values = torch.stack([v.double() for v in module.terms.values()]).tolist()
+        terms = dict(zip(module.terms, values, strict=True))
         if trainer.world_size > 1:
-            dist.all_reduce(values)
-            values = values / trainer.world_size
-        terms = dict(zip(module.terms, values.tolist(), strict=True))
+            terms = _averaged(terms, trainer.world_size)
         row: dict[str, float] = {"train/loss": sum(terms.values())}
         row |= {f"train/{name}": value for name, value in terms.items()} if len(terms) > 1 else {}
         if self.health.gradient_norm is not None:
@@ -194,3 +193,11 @@ class Rows(pl.Callback):
         self.records.log_metrics({f"val/{name}": value for name, value in means.items()}, trainer.global_step)
         if trainer.is_global_zero:
             self.records.log_pictures(pl_module.preview(), trainer.global_step)
+
+
+def _averaged(terms: dict[str, float], world_size: int) -> dict[str, float]:
+    """The mean of each term over the processes that have it: where a solve failed the terms are others."""
+    everyone: list[Any] = [None] * world_size
+    dist.all_gather_object(everyone, terms)
+    shares = {name: [part[name] for part in everyone if name in part] for part in everyone for name in part}
+    return {name: sum(values) / len(values) for name, values in shares.items()}

@@ -46,7 +46,7 @@ def is_rank_zero() -> bool:
 class RunDirectory:
     """The directory of a run.
 
-    `config.yaml command.txt state wandb_id metrics.jsonl`, `ckpt/` (`step_*.ckpt`, `best.ckpt`), `media/`,
+    `config.yaml command.txt state wandb_id metrics.jsonl train.log`, `ckpt/` (`step_*.ckpt`, `best.ckpt`), `media/`,
     `report/` and `wandb/`. `state` is one word: running, preempted, interrupted, finished or failed.
 
     Args:

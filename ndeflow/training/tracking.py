@@ -141,6 +141,13 @@ class Tracker:
             found = {name: wandb.Image(str(path)) for name, path in paths.items() if path.is_file()}
             self.run.log({STEP: step, **found})
 
+    def summarize(self, report: Mapping[str, Any], figures: Sequence[Path]) -> None:
+        """Send the final report: its numbers as the run's summary, its figures as pictures."""
+        import wandb
+
+        self.run.log({STEP: report["step"], **{f"report/{path.stem}": wandb.Image(str(path)) for path in figures}})
+        self.run.summary.update({f"report/{name}": value for name, value in report.items()})
+
     @property
     def url(self) -> str | None:
         """Where the run can be seen, online."""
