@@ -2,8 +2,11 @@
 
     ndeflow sample RUN [n=64] [steps=20] [sampler=Heun] [seed=0] [weights=ema] [label=3] [out=DIR]
     ndeflow evaluate RUN [n=450] [steps=[1,2,5,20,100]] [sampler=Euler] [seeds=[0,1,2]] [weights=ema]
+    ndeflow export RUN FILE.safetensors [weights=ema]
+    ndeflow doctor [CONFIG key=value ...]
 
-RUN is a run directory or a checkpoint file.
+RUN is a run directory, a checkpoint, or a file of `export`. `doctor` says what is installed and whether it works;
+with a config, whether its data, model, gradient and first step do. Paste what it prints into an issue.
 """
 
 from __future__ import annotations
@@ -64,6 +67,19 @@ class EvaluateRequest:
     steps: tuple[int, ...] = (1, 2, 5, 20, 100)
     sampler: str = "Euler"
     seeds: tuple[int, ...] = (0, 1, 2)
+    weights: Literal["ema", "raw"] = "ema"
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What `ndeflow export` takes.
+
+    Args:
+        weights: averaged or raw weights.
+        plugins: packages of your own that the run was trained with.
+    """
+
     weights: Literal["ema", "raw"] = "ema"
     plugins: tuple[str, ...] = ()
 
@@ -138,10 +154,9 @@ def evaluate(run: str, request: EvaluateRequest) -> None:
     """Compare samples with held-out data; print a table and write `report/evaluation.json`."""
     from ndeflow.data.loading import DataModule
     from ndeflow.modules.evaluation import table
-    from ndeflow.training import files
-    from ndeflow.training.loading import trusted
+    from ndeflow.training.loading import read, trusted
 
-    config = trusted(files.read(files.locate(run)), run, request.plugins)
+    config = trusted(read(run), run, request.plugins)
     data = configs.build(config["data"], "data", request.plugins, seed=config["seed"])
     assert isinstance(data, DataModule)
     data.setup("fit")
@@ -157,7 +172,42 @@ def evaluate(run: str, request: EvaluateRequest) -> None:
     print(f"wrote {folder / 'evaluation.json'}")
 
 
-COMMANDS = {"sample": (SampleRequest, sample), "evaluate": (EvaluateRequest, evaluate)}
+def export(run: str, file: str, request: ExportRequest) -> None:
+    """Write the weights of a run as a safetensors file that `ndeflow.load` reads back."""
+    from ndeflow.training import export as exports
+    from ndeflow.training.loading import pick, read, restore
+
+    if Path(file).suffix != exports.SUFFIX:
+        raise ConfigError(f"{file}: the name of an export ends with {exports.SUFFIX}, by which ndeflow.load knows it")
+    checkpoint = read(run)
+    restore(checkpoint, request.weights, run, request.plugins)  # what could not be read back is not written
+    exports.write(checkpoint, pick(checkpoint, request.weights, run), request.weights, file)
+    print(f"wrote {file}: {request.weights} weights of step {checkpoint['global_step']}")
+
+
+def doctor(arguments: list[str]) -> int:
+    """Examine the machine and, if one is given, a config; return the exit code."""
+    names, overrides = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+    if len(names) > 1 or (overrides and not names):
+        raise ConfigError("ndeflow doctor takes at most one config, and KEY=VALUE after it")
+    sys.path.insert(0, str(Path.cwd()))  # `plugins:` are importable from the working directory, as in training
+    if not names:
+        from ndeflow.training.doctor import examine
+
+        return examine()
+    path = configs.find(names[0])
+    config = configs.load(path, overrides)
+    from ndeflow.training.doctor import rehearse
+
+    with configs.located(path, overrides):
+        return rehearse(config)
+
+
+COMMANDS = {
+    "sample": (SampleRequest, sample, ("RUN",)),
+    "evaluate": (EvaluateRequest, evaluate, ("RUN",)),
+    "export": (ExportRequest, export, ("RUN", "FILE.safetensors")),
+}
 
 
 def run_command(arguments: list[str]) -> int:
@@ -166,16 +216,20 @@ def run_command(arguments: list[str]) -> int:
         print(__doc__, file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     name, *rest = arguments
+    if name == "doctor":
+        return doctor(rest)
     if name not in COMMANDS:
-        raise ConfigError(f"unknown command {name}; there are: {', '.join(COMMANDS)}")
-    schema, command = COMMANDS[name]
-    if not rest or "=" in rest[0]:
-        raise ConfigError(f"ndeflow {name} needs a run directory or a checkpoint: ndeflow {name} RUN key=value …")
-    request = configs.section(_values(rest[1:]), schema, name)
+        raise ConfigError(f"unknown command {name}; there are: {', '.join([*COMMANDS, 'doctor'])}")
+    schema, command, operands = COMMANDS[name]
+    given, rest = rest[: len(operands)], rest[len(operands) :]
+    if len(given) < len(operands) or any("=" in word for word in given):
+        wanted = "a run directory or a checkpoint" + (f" and {operands[1]}" if operands[1:] else "")
+        raise ConfigError(f"ndeflow {name} needs {wanted}: ndeflow {name} {' '.join(operands)} key=value …")
+    request = configs.section(_values(rest), schema, name)
     from ndeflow.training.files import CheckpointError  # imports torch: seconds that a typo need not wait for
 
     try:
-        command(rest[0], request)
+        command(*given, request)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ndeflow.modules.base import Module, clean_name
 from ndeflow.training import files
-from ndeflow.training.loading import pick
+from ndeflow.training.loading import pick, read
 
 
 class WarmStartError(ValueError):
@@ -50,13 +51,16 @@ class WarmStart:
     that matches nothing is an error.
 
     Args:
-        from_: a checkpoint or a run directory (`from` in a config).
+        from_: a checkpoint, a run directory or a file of `ndeflow export` (`from` in a config).
         weights: its averaged or its raw weights.
         skip: names of the checkpoint to leave out.
         rename: regular expressions and replacements, applied in order to names of the checkpoint.
         freeze: parameters of the new model that are not trained.
         lr: factors of the learning rate for parameters of the new model, first match wins.
         allow_shape: leave out tensors whose shape differs, instead of refusing.
+
+    Raises:
+        ValueError: a factor is not positive, or a regular expression is none.
     """
 
     from_: str
@@ -66,6 +70,16 @@ class WarmStart:
     freeze: tuple[str, ...] = ()
     lr: dict[str, float] = field(default_factory=dict)
     allow_shape: bool = False
+
+    def __post_init__(self) -> None:
+        for pattern, factor in self.lr.items():
+            if not 0.0 < factor < math.inf:
+                raise ValueError(f"lr of {pattern!r} is {factor}: give a positive factor; to train nothing use freeze")
+        for pattern in self.rename:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"rename: {pattern!r} is no regular expression ({error})") from error
 
     def load(self, module: Module) -> tuple[Report, dict[str, Any]]:
         """Put the weights in.
@@ -78,7 +92,7 @@ class WarmStart:
             WarmStartError: a pattern matches nothing, nothing could be loaded, or a shape differs.
         """
         path = files.locate(self.from_)
-        checkpoint = files.read(path)
+        checkpoint = read(path)
         report = self.take(module, pick(checkpoint, self.weights, str(path)))
         parent = checkpoint["ndeflow"]
         facts = {"path": str(path), "step": checkpoint["global_step"], "run": parent["run"], "config": parent["config"]}
@@ -88,7 +102,7 @@ class WarmStart:
         """Freeze parameters and set learning-rate factors; at every start, resumed ones too.
 
         Raises:
-            WarmStartError: a pattern matches nothing.
+            WarmStartError: a pattern matches nothing, or no parameter that is trained.
         """
         names = {clean_name(n): p for n, p in module.named_parameters()}
         _require(self.freeze, names, "init.freeze", "parameter of the model")
@@ -97,15 +111,17 @@ class WarmStart:
             if any(fnmatchcase(name, pattern) for pattern in self.freeze):
                 parameter.requires_grad_(False)
         module.learning_rates = dict(self.lr)
+        try:
+            module.parameter_groups()
+        except ValueError as error:
+            raise WarmStartError(f"init: {error}") from error
 
     def take(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Report:
         """Load what fits of `weights` into `module`."""
         _require(self.skip, weights, "init.skip", "key of the checkpoint")
         kept = {n: w for n, w in weights.items() if not any(fnmatchcase(n, p) for p in self.skip)}
         for pattern, replacement in self.rename.items():
-            if not any(re.search(pattern, n) for n in kept):
-                raise WarmStartError(_nothing("init.rename", pattern, "key of the checkpoint", kept))
-            kept = {re.sub(pattern, replacement, n): w for n, w in kept.items()}
+            kept = _renamed(kept, pattern, replacement)
         own = {clean_name(n): (n, w) for n, w in module.state_dict().items()}
         same = {n: w for n, w in kept.items() if n in own and own[n][1].shape == w.shape}
         shape = {
@@ -136,6 +152,21 @@ def _require(patterns: Iterable[str], names: Iterable[str], key: str, what: str)
             raise WarmStartError(_nothing(key, pattern, what, names))
 
 
+def _renamed(weights: Mapping[str, Tensor], pattern: str, replacement: str) -> dict[str, Tensor]:
+    """The weights under new names; two under one name would lose one of them."""
+    if not any(re.search(pattern, name) for name in weights):
+        raise WarmStartError(_nothing("init.rename", pattern, "key of the checkpoint", weights))
+    renamed: dict[str, str] = {}
+    for name in weights:
+        try:
+            new = re.sub(pattern, replacement, name)
+        except (re.error, IndexError) as error:
+            raise WarmStartError(f"init.rename={pattern!r}: bad replacement {replacement!r} ({error})") from error
+        if renamed.setdefault(new, name) != name:
+            raise WarmStartError(f"init.rename={pattern!r} gives {renamed[new]} and {name} one name, {new}")
+    return {new: weights[name] for new, name in renamed.items()}
+
+
 def _nothing(key: str, pattern: str, what: str, names: Iterable[str]) -> str:
     """The message for a pattern without a match."""
     starts = sorted({".".join(name.split(".")[:3]) for name in names})
@@ -145,8 +176,8 @@ def _nothing(key: str, pattern: str, what: str, names: Iterable[str]) -> str:
 class FrozenInEval(pl.Callback):
     """Keep submodules without any trained parameter in eval mode: no dropout, no moving statistics."""
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning has just set the whole module to train mode."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the modes, which Lightning keeps from here on; no epoch starts in a run resumed within one."""
         for child in pl_module.modules():
             parameters = list(child.parameters())
             if parameters and not any(p.requires_grad for p in parameters):

@@ -10,7 +10,7 @@ import torch
 
 from ndeflow import config as configs
 from ndeflow.modules.base import Module
-from ndeflow.training import files
+from ndeflow.training import export, files
 
 Weights = Literal["ema", "raw"]
 
@@ -26,18 +26,28 @@ def load(
     Loading draws no random numbers from the global generators.
 
     Args:
-        path: a checkpoint file or a run directory (its best checkpoint where one was kept, else the newest).
+        path: a checkpoint file, a run directory (its best checkpoint where one was kept, else the newest), or a
+            file of `ndeflow export`, which holds one kind of weights.
         weights: `"ema"` or `"raw"`.
         map_location: device of the result.
         plugins: packages of your own that the checkpoint may build from. A checkpoint that needs others is
             refused: its config would otherwise decide which code runs here.
 
     Raises:
-        CheckpointError: nothing there, damaged, not of ndeflow, or without averaged weights.
+        CheckpointError: nothing there, damaged, not of ndeflow, or without the weights asked for.
         ConfigError: the stored config names a class that is not allowed or no longer fits.
     """
-    checkpoint = files.read(files.locate(path))
-    return restore(checkpoint, weights, str(path), plugins).to(map_location)
+    return restore(read(path), weights, str(path), plugins).to(map_location)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read the checkpoint meant by a path, or an export as what it has of one.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or not of ndeflow.
+    """
+    path = files.locate(path)
+    return export.read(path) if path.suffix == export.SUFFIX else files.read(path)
 
 
 def trusted(checkpoint: Mapping[str, Any], source: str, plugins: Sequence[str]) -> dict[str, Any]:
@@ -67,15 +77,19 @@ def restore(checkpoint: dict[str, Any], weights: Weights, source: str, plugins: 
 
 
 def pick(checkpoint: dict[str, Any], weights: Weights, source: str) -> dict[str, torch.Tensor]:
-    """Return the state dict asked for: raw, or raw with the averaged parameters over it.
+    """Return the state dict asked for: raw, or raw with the averaged parameters over it; tied weights stay tied.
 
     Raises:
-        CheckpointError: averaged weights are asked for and there are none.
+        CheckpointError: the source does not have the weights asked for.
     """
     state = dict(checkpoint["state_dict"])
-    if weights == "raw":
+    held = checkpoint["ndeflow"].get("weights", weights)  # only an export holds one kind alone
+    if held != weights:
+        raise files.CheckpointError(f"{source} holds {held} weights only: use weights={held}, or export {weights} ones")
+    if weights == "raw" or "weights" in checkpoint["ndeflow"]:
         return state
     if "ema" not in checkpoint:
         raise files.CheckpointError(f"{source} has no averaged weights (the run had no ema.decay): use weights=raw")
-    average = checkpoint["ema"]["weights"]
-    return state | {name: value.to(state[name].dtype) for name, value in average.items()}
+    average, aliases = checkpoint["ema"]["weights"], export.tied(state)
+    state |= {name: value.to(state[name].dtype) for name, value in average.items()}
+    return state | {name: state[owner] for name, owner in aliases.items()}

@@ -163,7 +163,7 @@ def decide(directory: RunDirectory, config: Mapping[str, Any], overwrite: bool) 
         path = files.locate(resume) if Path(resume).is_file() else _newest(Path(resume))
         checkpoint = files.read(path)
         _same_class(checkpoint["ndeflow"]["config"], config, path)
-        if config.get("init"):
+        if config.get("init") and "parent" not in checkpoint["ndeflow"]:
             raise ConfigError(f"resume={resume} goes on with a run, init.from begins a new one: give one of them")
         return Start(path, checkpoint["global_step"], checkpoint["ndeflow"])
     if overwrite or not directory.used:
