@@ -46,7 +46,7 @@ def workplace(tmp_path_factory):
 
 def test_commands_and_snippets_run_as_written(workplace):
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "WANDB_MODE": "offline"}
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 8
     for command in COMMANDS:
         done = subprocess.run(shlex.split(command), cwd=workplace, env=env, capture_output=True, text=True, check=False)
         expected = 2 if command == "python train.py" else 0

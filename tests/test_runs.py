@@ -126,6 +126,14 @@ def test_another_config_in_the_same_directory_is_refused(tiny):
     assert tiny("seed=1", "run.overwrite=true") == 0
 
 
+def test_another_global_batch_cannot_continue_the_order(tiny, capsys):
+    assert tiny() == 0
+    assert tiny("data.batch_size=128", "resume=runs/tiny", "trainer.max_steps=14") == 1
+    assert "batch_size=128, the checkpoint was written with 256" in capsys.readouterr().err
+    assert tiny("resume=runs/nowhere") == 1
+    assert "no checkpoint or run directory" in capsys.readouterr().err
+
+
 def test_sampling_has_an_address(tiny, capsys):
     assert tiny() == 0
     assert run_command(["sample", "runs/tiny", "n=5", "steps=3", "sampler=Midpoint", "seed=7"]) == 0

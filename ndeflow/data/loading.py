@@ -54,15 +54,19 @@ class Arrays(Dataset[dict[str, Tensor]]):
         return raw.to(torch.float32) * self.scale + self.shift
 
 
+class DataOrderError(ValueError):
+    """A run cannot go on with these data: the order of the samples would be another one."""
+
+
 def _check_continues(saved: Mapping[str, int], found: Mapping[str, int]) -> None:
     """Refuse to go on with another number of samples or another global batch."""
     if saved["n"] != found["n"]:
-        raise ValueError(
+        raise DataOrderError(
             f"the training set has {found['n']} samples, the checkpoint's had {saved['n']}: the data order cannot "
             "continue; use the same data, or start a new run from the weights with init.from=CHECKPOINT"
         )
     if saved["global_batch"] != found["global_batch"]:
-        raise ValueError(
+        raise DataOrderError(
             f"batch_size={found['global_batch']}, the checkpoint was written with {saved['global_batch']}: the data "
             f"order cannot continue; set data.batch_size={saved['global_batch']} (the global batch of an optimizer "
             "step, whatever the number of processes), or start a new run from the weights with init.from=CHECKPOINT"

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ndeflow import config as configs
 from ndeflow.config import ConfigError
-from ndeflow.data.loading import DataModule
+from ndeflow.data.loading import DataModule, DataOrderError
 from ndeflow.data.stream import micro_batch
 from ndeflow.diffeq import SolverError
 from ndeflow.modules.base import Module
@@ -39,7 +39,15 @@ class DataError(Exception):
 
 
 # Failures whose message is the whole story; anything else shows its traceback.
-EXPLAINED = (WarmStartError, DataError, NonFinite, CheckpointError, SolverError, MisconfigurationException)
+EXPLAINED = (
+    WarmStartError,
+    DataError,
+    DataOrderError,
+    NonFinite,
+    CheckpointError,
+    SolverError,
+    MisconfigurationException,
+)
 
 
 def fit(config: dict[str, Any], name: str = "run", command: Sequence[str] = ()) -> int:
