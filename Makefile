@@ -19,7 +19,7 @@ TORCH_INDEX_cpu := --index-url https://download.pytorch.org/whl/cpu
 .PHONY: demo test check lint types doctest clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python train.py demo run.overwrite=true
+	$(BIN)/python train.py demo
 	$(BIN)/ndeflow sample runs/demo n=64 steps=20
 
 test: $(VENV)/.installed

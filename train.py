@@ -14,7 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ndeflow import config as configs
+try:
+    from ndeflow import config as configs
+except KeyboardInterrupt:
+    sys.exit(130)
 
 ROOT = Path(__file__).parent / "configs"
 
@@ -58,4 +61,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # during the imports
+        print("interrupted before the run began", file=sys.stderr)
         sys.exit(130)

@@ -244,6 +244,7 @@ def _values(arguments: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Enter from the shell."""
+    sys.path.insert(0, str(Path.cwd()))  # packages of one's own are importable from the working directory
     try:
         code = run_command(sys.argv[1:])
     except ConfigError as error:

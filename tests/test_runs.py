@@ -130,6 +130,8 @@ def test_another_global_batch_cannot_continue_the_order(tiny, capsys):
     assert tiny() == 0
     assert tiny("data.batch_size=128", "resume=runs/tiny", "trainer.max_steps=14") == 1
     assert "batch_size=128, the checkpoint was written with 256" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"holds other weights than the config builds \(first: .*init\.from"):
+        tiny("module.model.net.width=8", "resume=runs/tiny", "trainer.max_steps=14")
     assert tiny("resume=runs/nowhere") == 1
     assert "no checkpoint or run directory" in capsys.readouterr().err
 
@@ -194,6 +196,18 @@ def test_ema_asked_for_where_there_is_none(tiny):
         (["trainer.val_check_interval=0.5"], r"val_check_interval=0\.5: give optimizer steps"),
         (["module.model.path._target_=os.system"], r"path\._target_=os\.system is not allowed"),
         (["ema.decay=1.5"], r"decay=1\.5 must lie in"),
+        (["optim.schedule.warmup=12"], r"warmup=12 must lie in \[0, steps=12\)"),
+        (
+            ["data.cond=label"],
+            r"hands labels to an unconditional net: set module\.model\.net\.classes=10",
+        ),
+        (["module.model.net.classes=10"], r"classes=10 expects labels: set data\.cond=label"),
+        (["module.model.net.shape=[2]"], r"shape=\[2\], but the data has samples of shape \[1, 8, 8\]"),
+        (["checkpoints.monitor=acc"], r"checkpoints\.monitor=acc is no validation term; there are: velocity, loss"),
+        (["callbacks.foo=1"], r"callbacks\.foo=1: expected a callback"),
+        (["trainer.accelerator=bogus"], r"trainer: .*accelerator"),
+        (["trainer.log_every_n_steps=0"], r"log_every_n_steps=0: give optimizer steps"),
+        (["trainer.devices=0"], r"trainer\.devices=0: give the number"),
         (["checkpoints.every=0"], r"every=0 must be at least 1"),
         (["data.batch_size=5000"], r"less than one global batch of batch_size=5000"),
         (["seed=x"], r"seed=x: expected int, got str"),

@@ -77,6 +77,9 @@ class Module(pl.LightningModule, ABC):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the scalar terms of the loss by name; their sum is minimized."""
 
+    def check_data(self, data: pl.LightningDataModule) -> None:
+        """Refuse data that the model cannot take, before training begins; a ValueError says what to set."""
+
     def preview(self) -> dict[str, np.ndarray]:
         """Return small pictures of what the model does now, uint8 (H, W) or (H, W, 3), by name."""
         return {}

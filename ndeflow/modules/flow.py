@@ -71,6 +71,25 @@ class RectifiedFlow(Module):
         sample = path.sample(pair.x0, pair.x1, t, fold(keys, "path"))
         return {self.flow_loss.reading: self.flow_loss(self.model, sample, pair.cond).mean()}
 
+    def check_data(self, data: DataModule) -> None:
+        """Refuse data whose labels or shape the net does not expect."""
+        net, conditional = self.model.net, data.cond is not None
+        classes, shape = getattr(net, "classes", None), getattr(net, "shape", None)
+        if conditional and classes is None:
+            raise ValueError(
+                f"data.cond={data.cond} hands labels to an unconditional net: set module.model.net.classes="
+                f"{data.classes}, or leave data.cond out"
+            )
+        if classes is not None and (not conditional or (data.classes or 0) > classes):
+            raise ValueError(
+                f"module.model.net.classes={classes} expects labels: set data.cond=label (the data has {data.classes} "
+                "classes), or leave classes out"
+            )
+        if shape is not None and tuple(shape) != tuple(data.shape):
+            raise ValueError(
+                f"module.model.net.shape={list(shape)}, but the data has samples of shape {list(data.shape)}"
+            )
+
     @torch.no_grad()
     def sample(
         self, keys: Tensor, cond: Tensor | None = None, sampler: Sampler | None = None, micro_batch: int = 64

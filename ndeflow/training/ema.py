@@ -165,8 +165,3 @@ def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:
 def _shadow_dtype(p: Tensor) -> torch.dtype:
     """At least float32."""
     return torch.float64 if p.dtype == torch.float64 else torch.float32
-
-
-def ema_of(callbacks: list[pl.Callback]) -> EMA | None:
-    """Return the EMA callback among `callbacks`, if one is there and enabled."""
-    return next((c for c in callbacks if isinstance(c, EMA) and c.enabled), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import shutil
 import warnings
 import zipfile
@@ -120,8 +121,12 @@ def read(path: str | Path) -> dict[str, Any]:
                 raise zipfile.BadZipFile(f"checksum of {bad} does not match")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every way a damaged or foreign file can fail: zip, pickle, torch, OS
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise CheckpointError(f"checkpoint {path} is unreadable ({type(error).__name__}: {reason})") from error
+        pickled = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds pickled objects, not plain tensors" if pickled else str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"checkpoint {path} is unreadable ({type(error).__name__}: {reason}); give a run directory or another file "
+            "of its ckpt/ folder"
+        ) from error
     return _checked(checkpoint, path)
 
 

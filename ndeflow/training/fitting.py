@@ -18,11 +18,11 @@ from ndeflow.config import ConfigError
 from ndeflow.data.loading import DataModule, DataOrderError
 from ndeflow.data.stream import micro_batch
 from ndeflow.diffeq import SolverError
-from ndeflow.modules.base import Module
+from ndeflow.modules.base import Module, clean_name
 from ndeflow.randomness import seed_all
 from ndeflow.training import console, sections
 from ndeflow.training.ema import EMA
-from ndeflow.training.files import CheckpointError, step_files
+from ndeflow.training.files import CheckpointError, read, step_files
 from ndeflow.training.finetuning import FrozenInEval, WarmStart, WarmStartError
 from ndeflow.training.health import NonFinite
 from ndeflow.training.records import Records, Rows
@@ -198,7 +198,7 @@ class _Job:
             *bar,
             self.checkpoints.attach(self.directory.checkpoints, self._facts, self.flag),
         ]
-        return pl.Trainer(
+        settings: dict[str, Any] = dict(
             **{**arguments, "plugins": [CheckpointIO(), *(arguments.get("plugins") or [])]},
             max_epochs=-1,
             logger=self.records,
@@ -210,12 +210,18 @@ class _Job:
             check_val_every_n_epoch=None,
             default_root_dir=str(self.directory.path),
         )
+        try:
+            return pl.Trainer(**settings)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            self.records.close(FAILURE)
+            raise ConfigError(f"trainer: {str(error).partition(chr(10))[0]}") from error
 
     def run(self) -> int:
         """Train and report; whatever happens, close the records and say in `state` how it ended."""
         code, state = FAILURE, "failed"
         try:
             self._check_shares()
+            self._check_parts()
             if is_rank_zero():
                 self._summarize()
             resume = str(self.start.checkpoint) if self.start.checkpoint else None
@@ -229,7 +235,8 @@ class _Job:
             console.say(f"{stop}; the same command goes on from {self.checkpoints.saved}")
         except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Lightning turns it into SystemExit
             code, state = INTERRUPTED, "interrupted"
-            console.say(f"interrupted at once; the last checkpoint is {self.checkpoints.saved}")
+            saved = self.checkpoints.saved or self.start.checkpoint or "none"
+            console.say(f"interrupted at once: steps since the last checkpoint ({saved}) are lost")
         finally:
             if is_rank_zero():
                 self.directory.write_state(state)
@@ -245,6 +252,23 @@ class _Job:
         ended = self.start.step >= self.trainer.max_steps
         if resumed and ended and self.start.step * self.trainer.accumulate_grad_batches % interval == 0:
             self.trainer.validate(self.module, datamodule=self.data, verbose=False)
+
+    def _check_parts(self) -> None:
+        """Refuse parts that do not fit together: data and net, optimizer and schedule, checkpoint and model."""
+        try:
+            self.module.check_data(self.data)
+            self.module.configure_optimizers()
+        except (ValueError, TypeError) as error:
+            raise ConfigError(str(error)) from error
+        if self.start.checkpoint:
+            stored = read(self.start.checkpoint)["state_dict"]
+            own = {clean_name(n): w for n, w in self.module.state_dict().items()}
+            wrong = [n for n in {**own, **stored} if n not in own or n not in stored or own[n].shape != stored[n].shape]
+            if wrong:
+                raise ConfigError(
+                    f"{self.start.checkpoint} holds other weights than the config builds (first: {wrong[0]}): give the "
+                    "config it was trained with, or take over what fits by init.from"
+                )
 
     def _check_shares(self) -> None:
         """Refuse fewer processes than asked for, and a global batch that cannot be shared out."""

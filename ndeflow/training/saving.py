@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from ndeflow import __version__
+from ndeflow.config import ConfigError
 from ndeflow.modules.base import Module
 from ndeflow.training import files
 from ndeflow.training.signals import StopFlag, Stopped
@@ -119,11 +120,20 @@ class Checkpoints(Checkpoint):
         if step == self._step:  # inside an accumulation: stopping here would lose the gradients summed so far
             return
         self._step = step
+        self._check_monitor(pl_module)
         signum = self._told_to_stop()
         if signum or step % self.every == 0 or step >= trainer.max_steps:
             self.save(trainer, step)
         if signum:
             raise Stopped(signum, step)
+
+    def _check_monitor(self, module: pl.LightningModule) -> None:
+        """Refuse a monitor that no validation will have, after the first step and not after hours."""
+        if self.monitor is None or not isinstance(module, Module) or "failed_solve" in module.terms:
+            return
+        terms = dict.fromkeys([*module.terms, "loss"])
+        if self.monitor not in terms:
+            raise ConfigError(f"checkpoints.monitor={self.monitor} is no validation term; there are: {', '.join(terms)}")
 
     def _told_to_stop(self) -> int:
         """The signal of any process, 0 if none."""
@@ -138,8 +148,6 @@ class Checkpoints(Checkpoint):
         if self.monitor is None or trainer.sanity_checking or not isinstance(pl_module, Module):
             return
         means = pl_module.validation_means()
-        if self.monitor not in means:
-            raise ValueError(f"checkpoints.monitor={self.monitor} is no validation term; there are: {', '.join(means)}")
         value = means[self.monitor]
         sign = 1.0 if self.mode == "min" else -1.0
         better = value == value and (self.best is None or sign * value < sign * self.best)

@@ -78,6 +78,8 @@ def check(config: Mapping[str, Any]) -> None:
     configs.validate(config["module"], "module", plugins)
     configs.validate(config["data"], "data", plugins, given=("seed",))
     for name, node in (config.get("callbacks") or {}).items():
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise ConfigError(f"callbacks.{name}={node}: expected a callback, {{_target_: its class, …}}")
         configs.validate(node, f"callbacks.{name}", plugins)
     _check_trainer(config["trainer"])
 
@@ -89,6 +91,9 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.max_steps={steps}: give the number of optimizer steps to train, at least 1")
     if interval is not None and (not isinstance(interval, int) or interval < 1):
         raise ConfigError(f"trainer.val_check_interval={interval}: give optimizer steps between validations, an int")
+    every = trainer.get("log_every_n_steps", 50)
+    if every is None or every < 1:
+        raise ConfigError(f"trainer.log_every_n_steps={every}: give optimizer steps between rows, at least 1")
     strategy = trainer.get("strategy", "auto")
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise ConfigError(
@@ -110,6 +115,8 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
     except (TypeError, ValueError):
         return
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if asked == 0:
+        raise ConfigError("trainer.devices=0: give the number of devices, at least 1, or auto")
     there = (os.cpu_count() or 1) if on_cpu else torch.cuda.device_count()
     if asked > there:
         what = "CPU cores" if on_cpu else "CUDA devices"

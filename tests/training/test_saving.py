@@ -5,6 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from ndeflow.config import ConfigError
 from ndeflow.training import files
 from ndeflow.training.ema import EMA
 from ndeflow.training.saving import CheckpointIO, Checkpoints, code_version
@@ -77,7 +78,7 @@ def test_best_follows_the_monitored_term_and_holds_raw_weights(fit, toy, numbers
 
 
 def test_an_unknown_monitor_names_the_terms(fit, toy, numbers, tmp_path):
-    with pytest.raises(ValueError, match=r"checkpoints\.monitor=acc is no validation term; there are: fit, loss"):
+    with pytest.raises(ConfigError, match=r"checkpoints\.monitor=acc is no validation term; there are: fit, loss"):
         fit(toy, numbers, [saver(tmp_path, monitor="acc")], steps=6)
 
 
