@@ -133,7 +133,8 @@ class Checkpoints(Checkpoint):
             return
         terms = dict.fromkeys([*module.terms, "loss"])
         if self.monitor not in terms:
-            raise ConfigError(f"checkpoints.monitor={self.monitor} is no validation term; there are: {', '.join(terms)}")
+            known = ", ".join(terms)
+            raise ConfigError(f"checkpoints.monitor={self.monitor} is no validation term; there are: {known}")
 
     def _told_to_stop(self) -> int:
         """The signal of any process, 0 if none."""
