@@ -31,6 +31,7 @@ TINY = [
     "trainer.val_check_interval=6",
     "trainer.log_every_n_steps=2",
     "checkpoints.every=4",
+    "checkpoints.monitor=loss",
     "run.name=tiny",
 ]
 

@@ -311,7 +311,7 @@ class _Job:
         )
 
     def _finish(self) -> None:
-        """Write the report with the weights that `ndeflow sample` would take, and say where everything is."""
+        """Write the report with the final weights, averaged ones where there are any, and say where everything is."""
         ema: EMA = self.settings["ema"]
         facts = {
             "run": self.directory.path.name,
