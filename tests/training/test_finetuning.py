@@ -237,7 +237,7 @@ def test_a_conditional_model_is_finetuned_from_an_unconditional_one(parent, caps
     frozen = ["init.freeze=[model.net.first.*]", "init.lr={model.net.last.*: 0.5}"]
     assert main([*COMMON, *LABELED, *frozen]) == 0
     out = capsys.readouterr().out
-    assert "init from runs/a/ckpt/best.ckpt (ema): " in out
+    assert "init from runs/a/ckpt/step_00000004.ckpt (ema): " in out
     assert "0 other shape, 1 missing, 0 unexpected" in out
     assert "0 to 4, seed 0" in out
     checkpoint, average = last("b"), pick(parent, "ema", "runs/a")

@@ -170,7 +170,7 @@ def test_two_processes_are_the_same_run_as_one(alone, tmp_path):
     assert [row["step"] for row in rows(two) if "train/loss" in row] == list(range(1, 13))
     assert not (two / "wandb").exists()
     assert newest(two)["ndeflow"]["run"]["id"] == (two / "wandb_id").read_text()
-    assert {p.name for p in (two / "ckpt").iterdir()} == {"step_00000008.ckpt", "step_00000012.ckpt", "best.ckpt"}
+    assert {p.name for p in (two / "ckpt").iterdir()} == {"step_00000008.ckpt", "step_00000012.ckpt"}
     assert text.count("ndeflow run two: fresh run") == text.count("finished runs/two") == 1
 
 
