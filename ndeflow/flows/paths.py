@@ -78,7 +78,7 @@ class Path(ABC):
             x0: sources, float32 or float64, (B, *).
             x1: data, of the dtype and shape of x0.
             t: times, () or (B,).
-            keys: int64 (B,), for paths that are random given their ends.
+            keys: one per sample, int64 (B,); a path that is random given its ends draws from `fold(keys, "path")`.
 
         Returns:
             The points with their velocities, in the dtype of x1.

@@ -71,6 +71,14 @@ class Module(pl.LightningModule, ABC):
         self._means: dict[str, MeanMetric] = {}
         self._seen_first_batch = False
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of every hook of every step here; torch's search among parameters, buffers and
+        # modules for the place of a string would cost more than averaging the weights does.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # -- what a family defines
 
     @abstractmethod

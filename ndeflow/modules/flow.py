@@ -68,7 +68,7 @@ class RectifiedFlow(Module):
         keys, path = batch["key"], self.model.path
         pair = self.coupling(batch["x1"], batch.get("cond"), keys)
         t = self.times(keys, batch["slot"], batch["slots"], path.clip)
-        sample = path.sample(pair.x0, pair.x1, t, fold(keys, "path"))
+        sample = path.sample(pair.x0, pair.x1, t, keys)
         return {self.flow_loss.reading: self.flow_loss(self.model, sample, pair.cond).mean()}
 
     def check_data(self, data: DataModule) -> None:
