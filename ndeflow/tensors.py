@@ -1,7 +1,8 @@
-"""Broadcasting of times over states: the only place where shapes of `t` and `y` meet."""
+"""Shapes of states: broadcasting of times, norms per sample, packing of several leaves into one tensor."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -30,3 +31,9 @@ def expand_time(t: Tensor, y: Tensor) -> Tensor:
             f"{tuple(y.shape)}"
         )
     return t.reshape(-1, *(1,) * (y.ndim - 1))
+
+
+def rms(x: Tensor) -> Tensor:
+    """Return the root mean square of each sample of x (B, *), real, shape (B,); its gradient at 0 is 0."""
+    x = x.flatten(1)
+    return torch.linalg.vector_norm(x, dim=1) / x.shape[1] ** 0.5

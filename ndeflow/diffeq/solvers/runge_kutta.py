@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ndeflow.diffeq.equations import Equation, real_dtype
+from ndeflow.diffeq.equations import Equation, Field, real_dtype
 from ndeflow.diffeq.solvers import tableaus
 from ndeflow.diffeq.solvers.base import Solver, Step
 from ndeflow.diffeq.solvers.tableaus import Tableau, Terms
+from ndeflow.tensors import rms
 
 
 class RungeKutta(Solver):
@@ -33,20 +34,64 @@ class RungeKutta(Solver):
 
     tableau: ClassVar[Tableau]
 
-    def init(self, eq: Equation, t0: Tensor, y0: Tensor) -> None:
-        """Return None: an explicit one-step method carries nothing."""
+    def __init_subclass__(cls) -> None:
+        """Read off the tableau what a step costs and what it adds up."""
+        cls.evaluations = len(cls.tableau.c) - 1
+        cls.weights = cls.tableau.solution
 
-    def step(self, eq: Equation, t0: Tensor, dt: Tensor, y0: Tensor, state: None) -> Step:
+    def init(self, eq: Equation, t0: Tensor, y0: Tensor) -> Field:
+        """Return the field at the start."""
+        return eq.field(t0, y0)
+
+    def step(self, eq: Equation, t0: Tensor, dt: Tensor, y0: Tensor, state: Field) -> Step:
         """Evaluate the stages in turn and combine them."""
         tableau, dtype = self.tableau, real_dtype(y0)
         t1 = t0 + dt
         du = eq.increment(t0, t1).to(dtype)
-        k: list[Tensor] = []
-        for t, terms in zip(_stage_times(tableau.c, t0, t1, dt, dtype), tableau.stages, strict=True):
-            g = _add(y0, terms, k) if terms else y0
-            k.append(eq.apply_field(eq.field(t, g), du))
-        error = None if tableau.error is None else _add(torch.zeros_like(k[0]), tableau.error, k)
-        return Step(_add(y0, tableau.solution, k), error, None, None, tuple(k))
+        fields, k, g = [state], [eq.apply_field(state, du)], y0
+        if len(tableau.c) > 1:
+            times = _stage_times(tableau.c, t0, t1, dt, dtype)
+            for t, terms in zip(times[1:], tableau.stages[1:], strict=True):
+                g = _add(y0, terms, k)
+                fields.append(eq.field(t, g))
+                k.append(eq.apply_field(fields[-1], du))
+        y1 = g if tableau.fsal else _add(y0, tableau.solution, k)
+        error = None if tableau.error is None else _sum(tableau.error, k)
+        return Step(y1, error, fields[-1] if tableau.fsal else None, tuple(k), tuple(fields))
+
+    def finish(self, eq: Equation, t0: Tensor, dt: Tensor, y0: Tensor, step: Step) -> Step:
+        """Evaluate the field at the end, if the interpolant needs it and the step has not."""
+        tableau = self.tableau
+        if max(i for row in tableau.interpolant for i, _ in row) < len(step.stages):
+            return step
+        t1 = t0 + dt
+        end = eq.field(t1.to(real_dtype(y0)), step.y1)
+        product = eq.apply_field(end, eq.increment(t0, t1).to(real_dtype(y0)))
+        return step._replace(state=end, stages=(*step.stages, product))
+
+    def polynomial(self, step: Step) -> tuple[Tensor, ...]:
+        """Combine the stages with the weights of the interpolant."""
+        return tuple(_sum(terms, step.stages) for terms in self.tableau.interpolant)
+
+    def stiffness(self, dt: Tensor, y0: Tensor, step: Step) -> Tensor | None:
+        r"""Compare two stages i, j at the same time.
+
+        .. math:: \hat\rho = \|k_j - k_i\| \big/ \bigl(|\Delta t|\,\|g_j - g_i\|\bigr)
+
+        with g their states: for a linear field the norm of ∂f/∂y along the difference. 0 where they are equal.
+
+        Reference:
+            Hairer, Wanner, "Solving Ordinary Differential Equations II", 1996, section IV.2, equation 2.27.
+        """
+        if self.tableau.twins is None:
+            return None
+        i, j = self.tableau.twins
+        k = step.stages
+        moved = _sum((*self.tableau.stages[j], *((m, -w) for m, w in self.tableau.stages[i])), k)
+        change, distance = rms(k[j] - k[i]), rms(moved)
+        still = distance == 0
+        ratio = change / torch.where(still, 1.0, distance) / dt.abs().to(change.dtype)
+        return torch.where(still, 0.0, ratio) / self.stability_size
 
 
 def _add(y: Tensor, terms: Terms, k: Sequence[Tensor]) -> Tensor:
@@ -54,6 +99,12 @@ def _add(y: Tensor, terms: Terms, k: Sequence[Tensor]) -> Tensor:
     for i, weight in terms:
         y = torch.add(y, k[i], alpha=weight)
     return y
+
+
+def _sum(terms: Terms, k: Sequence[Tensor]) -> Tensor:
+    """Return Σ wᵢ kᵢ."""
+    first, weight = terms[0]
+    return _add(k[first] * weight, terms[1:], k)
 
 
 def _stage_times(c: tuple[float, ...], t0: Tensor, t1: Tensor, dt: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
@@ -86,14 +137,15 @@ class Euler(RungeKutta):
 
     >>> from ndeflow.diffeq import ODE
     >>> t0, dt = torch.tensor(0.0, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
-    >>> Euler().step(ODE(lambda t, y: -y), t0, dt, torch.ones(1, 1), None).y1
+    >>> eq, y0, euler = ODE(lambda t, y: -y), torch.ones(1, 1), Euler()
+    >>> euler.step(eq, t0, dt, y0, euler.init(eq, t0, y0)).y1
     tensor([[0.9000]])
     """
 
     tableau: ClassVar[Tableau] = tableaus.EULER
     order: ClassVar[float] = 1
     error_order: ClassVar[float | None] = None
-    evaluations: ClassVar[int] = 1
+    interpolation_order: ClassVar[int] = 1
     stability_size: ClassVar[float] = 2.0
 
 
@@ -109,7 +161,7 @@ class Midpoint(RungeKutta):
     tableau: ClassVar[Tableau] = tableaus.MIDPOINT
     order: ClassVar[float] = 2
     error_order: ClassVar[float | None] = 1
-    evaluations: ClassVar[int] = 2
+    interpolation_order: ClassVar[int] = 3
     stability_size: ClassVar[float] = 2.0
 
 
@@ -125,7 +177,7 @@ class Heun(RungeKutta):
     tableau: ClassVar[Tableau] = tableaus.HEUN
     order: ClassVar[float] = 2
     error_order: ClassVar[float | None] = 1
-    evaluations: ClassVar[int] = 2
+    interpolation_order: ClassVar[int] = 3
     stability_size: ClassVar[float] = 2.0
 
 
@@ -145,5 +197,5 @@ class RK4(RungeKutta):
     tableau: ClassVar[Tableau] = tableaus.RK4
     order: ClassVar[float] = 4
     error_order: ClassVar[float | None] = None
-    evaluations: ClassVar[int] = 4
+    interpolation_order: ClassVar[int] = 3
     stability_size: ClassVar[float] = 2.785293563405282
