@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,3 +39,72 @@ def rms(x: Tensor) -> Tensor:
     """Return the root mean square of each sample of x (B, *), real, shape (B,); its gradient at 0 is 0."""
     x = x.flatten(1)
     return torch.linalg.vector_norm(x, dim=1) / x.shape[1] ** 0.5
+
+
+class Packing:
+    """How a state of several leaves lies in one tensor (B, n), leaf after leaf.
+
+    Args:
+        example: a tuple, list or dict of tensors (B, *), of one dtype and device.
+
+    Attributes:
+        slices: where each leaf lies in the last axis, by its name (tuples: "0", "1", …).
+
+    Raises:
+        TypeError: it is something else, or the leaves' dtypes or devices differ.
+        ValueError: it is empty, or the leaves' batch sizes differ.
+
+    >>> packing = Packing({"x": torch.zeros(3, 2), "logp": torch.zeros(3, 1)})
+    >>> packing.slices, packing.pack({"x": torch.zeros(3, 2), "logp": torch.zeros(3, 1)}).shape
+    ({'x': slice(0, 2, None), 'logp': slice(2, 3, None)}, torch.Size([3, 3]))
+    """
+
+    def __init__(self, example: object) -> None:
+        leaves = _leaves(example)
+        self._kind = type(example)
+        self._shapes = {name: leaf.shape[1:] for name, leaf in leaves.items()}
+        self.slices, start = {}, 0
+        first_name, first = next(iter(leaves.items()))
+        for name, leaf in leaves.items():
+            for fact in ("dtype", "device"):
+                if getattr(leaf, fact) != getattr(first, fact):
+                    raise TypeError(
+                        f"leaf {name!r} of the state has {fact} {getattr(leaf, fact)}, leaf {first_name!r} "
+                        f"{getattr(first, fact)}: a solve has one"
+                    )
+            if len(leaf) != len(first):
+                raise ValueError(f"leaf {name!r} of the state has {len(leaf)} rows, leaf {first_name!r} {len(first)}")
+            size = leaf[:1].numel() if len(leaf) else leaf.shape[1:].numel()
+            self.slices[name] = slice(start, start + size)
+            start += size
+
+    def pack(self, state: object) -> Tensor:
+        """Return the leaves of a state as one tensor (B, n), refusing leaves of other names or shapes."""
+        leaves = _leaves(state)
+        shapes = {name: leaf.shape[1:] for name, leaf in leaves.items()}
+        if shapes != self._shapes:
+            given, wanted = ({n: tuple(s) for n, s in x.items()} for x in (shapes, self._shapes))
+            raise ValueError(f"got leaves of shapes {given} behind the batch, expected those of the state, {wanted}")
+        return torch.cat([leaves[name].flatten(1) for name in self._shapes], dim=1)
+
+    def unpack(self, packed: Tensor) -> Any:
+        """Return the leaves in a tensor (…, n), each (…, *), as a tuple, list or dict as the example is."""
+        lead = packed.shape[:-1]
+        leaves = {n: packed[..., s].reshape(*lead, *self._shapes[n]) for n, s in self.slices.items()}
+        if hasattr(self._kind, "_make"):  # a named tuple
+            return self._kind._make(leaves.values())
+        return self._kind(leaves) if issubclass(self._kind, dict) else self._kind(leaves.values())
+
+
+def _leaves(state: object) -> dict[str, Tensor]:
+    """The leaves of a state by name."""
+    if not isinstance(state, tuple | list | dict):
+        raise TypeError(f"a state is a tensor, or a tuple, list or dict of tensors, got {type(state).__name__}")
+    named = dict(state) if isinstance(state, dict) else {str(i): leaf for i, leaf in enumerate(state)}
+    if not named:
+        raise ValueError("a state has at least one leaf, got none")
+    for name, leaf in named.items():
+        if not isinstance(leaf, Tensor) or leaf.ndim < 1:
+            given = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise TypeError(f"leaf {name!r} of the state must be a tensor of shape (B, *), got {given}")
+    return {str(name): leaf for name, leaf in named.items()}

@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
-from ndeflow.diffeq.solvers.base import Step
+from ndeflow.diffeq.equations import Equation, real_dtype
+from ndeflow.diffeq.solvers.base import Solver, State, Step
+from ndeflow.tensors import Packing, expand_time, rms
 
 _MOST = 2**62  # a count beyond every budget, where the quotient would overflow
+Real: TypeAlias = Any
+"""A float in shared stepping, a float64 tensor (B,) in per-sample stepping; all formulas serve both."""
+Norm: TypeAlias = Callable[[Tensor], Tensor]
+"""Maps scaled errors (B, *) to one number ≥ 0 per sample (B,)."""
 
 
 class Controller(ABC):
-    """Decides how large the steps of a solve are."""
+    """Decides how large the steps of a solve are: `Planned` before the solve, or `Adaptive` during it."""
+
+    @abstractmethod
+    def error(self, y0: Tensor, step: Step) -> Tensor | None:
+        """Return the scaled error norm of a step from y0, shape (B,), differentiable, or None without tolerances."""
+
+    @abstractmethod
+    def check(self, solver: Solver, dtype: torch.dtype, packing: Packing | None) -> Controller:
+        """Return the controller for states of a dtype and leaves, or refuse what cannot work, before a solve."""
+
+
+class Planned(Controller, ABC):
+    """Decides on the steps before the solve, which then never waits for its device."""
 
     @abstractmethod
     def cuts(self, t0: float, t1: float, resolution: float) -> int:
@@ -27,13 +48,55 @@ class Controller(ABC):
                 in the dtype in which the output times were given.
         """
 
+
+class Memory(NamedTuple):
+    """What an adaptive controller remembers: the scaled errors of the last two accepted steps, and a rejection."""
+
+    last: Real
+    before: Real
+    rejected: Real
+
+
+class Verdict(NamedTuple):
+    """What becomes of a step, and the size of the next one."""
+
+    accept: Real
+    dt: Real
+    memory: Memory
+
+
+class Adaptive(Controller, ABC):
+    """Decides on each step by the error of the one before. Sizes are positive; the loop knows the direction.
+
+    In shared stepping sizes and norms are floats, one for the batch; in per-sample stepping float64 tensors (B,).
+    """
+
     @abstractmethod
-    def error(self, y0: Tensor, step: Step) -> Tensor | None:
-        """Return the scaled error norm of a step from y0, shape (B,), differentiable, or None without tolerances."""
+    def init(
+        self, eq: Equation, solver: Solver, t0: Tensor, span: Tensor, y0: Tensor, state: State
+    ) -> tuple[Tensor, int]:
+        """Return the size of the first step, of the shape of t0, and how many field calls it took to find it.
+
+        Args:
+            eq: the equation.
+            solver: the step rule.
+            t0: start, float64, () for shared and (B,) for per-sample stepping.
+            span: signed time from t0 to the end, of the shape of t0.
+            y0: state at t0, shape (B, *).
+            state: what `solver.init` returned.
+        """
+
+    @abstractmethod
+    def measure(self, y0: Tensor, step: Step, shared: bool) -> Tensor:
+        """Return the detached error norm that `judge` takes, shape () if shared, else (B,); a step above 1 fails."""
+
+    @abstractmethod
+    def judge(self, dt: Real, norm: Real, memory: Memory, solver: Solver) -> Verdict:
+        """Accept or reject a step of size dt, and say how large the next one is."""
 
 
 @dataclass(frozen=True)
-class Constant(Controller):
+class Constant(Planned):
     r"""Equal steps between stops, not longer than dt.
 
     .. math:: n = \bigl\lceil (|t_1 - t_0| - 2\rho)/\Delta t \cdot (1 - 10^{-9}) \bigr\rceil, \qquad
@@ -75,3 +138,212 @@ class Constant(Controller):
 
     def error(self, y0: Tensor, step: Step) -> None:
         """Return None: there is no tolerance to measure an error by."""
+
+    def check(self, solver: Solver, dtype: torch.dtype, packing: Packing | None) -> Constant:
+        """Return itself: equal steps suit every solver."""
+        return self
+
+
+@dataclass(frozen=True)
+class PID(Adaptive):
+    r"""Steps whose scaled error norm E stays below 1, by proportional, integral and derivative control.
+
+    .. math:: E = \Bigl\|\frac{e}{a + r \max(|y_0|, |y_1|)}\Bigr\|, \qquad
+              \frac{\Delta t_{n+1}}{\Delta t_n} = s\, E_n^{-(P+I+D)/k}\, E_{n-1}^{(P+2D)/k}\, E_{n-2}^{-D/k}
+
+    with a = `atol`, r = `rtol`, k one more than the order of the error estimate, the last accepted E, and the factor
+    between `factor_min` and `factor_max`, at most 1 after a rejection. The default, (P, I, D) = (0, 1, 0), chooses the
+    steps that SciPy chooses; (0.4, 0.3, 0) steps more evenly where stability limits the step. A step with E > 1, or
+    with an E that is not finite, is made again with a smaller size. The norm is the root mean square, over the whole
+    batch in shared stepping. Gradients never flow through step sizes.
+
+    Args:
+        rtol: relative tolerance, > 0.
+        atol: absolute tolerance, > 0.
+        pcoeff: P.
+        icoeff: I.
+        dcoeff: D.
+        safety: s in (0, 1).
+        factor_min: in (0, 1).
+        factor_max: > 1.
+        dt0: first step; None estimates it by one more field evaluation.
+        dt_min: a solve that needs smaller steps fails; it is never forced past its tolerance.
+        dt_max: largest step.
+        norm: instead of the root mean square, any map from scaled errors (B, *) to (B,); or, for states of several
+            leaves, one per leaf name, None for a leaf that shall not count: E is then the largest of them.
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    Reference:
+        Hairer, Nørsett, Wanner, "Solving Ordinary Differential Equations I", 1993, section II.4; Söderlind, "Digital
+        filters in adaptive time-stepping", 2003.
+
+    >>> from ndeflow.diffeq import Heun
+    >>> PID(rtol=1e-3, atol=1e-6).judge(0.1, 0.81, Memory(1.0, 1.0, False), Heun())
+    Verdict(accept=True, dt=0.1, memory=Memory(last=0.81, before=1.0, rejected=False))
+    """
+
+    rtol: float
+    atol: float
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
+    safety: float = 0.9
+    factor_min: float = 0.2
+    factor_max: float = 10.0
+    dt0: float | None = None
+    dt_min: float | None = None
+    dt_max: float | None = None
+    norm: Norm | Mapping[str, Norm | None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
+                raise ValueError(f"PID takes {name} > 0, got {getattr(self, name)}: 1e-3 to 1e-8 are usual")
+        if not (0 < self.safety < 1 and 0 < self.factor_min < 1 < self.factor_max):
+            raise ValueError(
+                f"PID takes safety and factor_min in (0, 1) and factor_max > 1, got {self.safety}, {self.factor_min}, "
+                f"{self.factor_max}"
+            )
+        if self.pcoeff + self.icoeff + self.dcoeff <= 0:
+            raise ValueError(
+                f"PID takes coefficients of sum > 0, got {self.pcoeff} + {self.icoeff} + {self.dcoeff}: larger errors "
+                "must lead to smaller steps"
+            )
+        for name in ("dt0", "dt_min", "dt_max"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"PID takes {name} > 0 or None, got {value}; the direction comes from the order of ts")
+        if self.dt_min is not None and self.dt_max is not None and self.dt_min > self.dt_max:
+            raise ValueError(f"PID takes dt_min ≤ dt_max, got {self.dt_min} and {self.dt_max}")
+
+    def check(self, solver: Solver, dtype: torch.dtype, packing: Packing | None) -> PID:
+        """Return the controller with its norms bound to leaves; refuse what the dtype cannot resolve."""
+        if solver.error_order is None:
+            raise ValueError(
+                f"{type(solver).__name__} has no error estimate for the tolerances of PID: use Constant(dt), or a "
+                "solver with an embedded formula such as Tsit5"
+            )
+        info = torch.finfo(dtype)
+        if self.rtol < 4 * info.eps or self.atol < info.tiny:
+            raise ValueError(
+                f"rtol={self.rtol} and atol={self.atol} are below what {dtype} resolves (rtol ≥ {4 * info.eps:.1e}, "
+                f"atol ≥ {info.tiny:.1e}): loosen them, or give y0.double()"
+            )
+        return replace(self, norm=_by_leaf(self.norm, packing)) if isinstance(self.norm, Mapping) else self
+
+    def error(self, y0: Tensor, step: Step) -> Tensor:
+        """Return E of each sample."""
+        assert step.error is not None and not isinstance(self.norm, Mapping)
+        scale = torch.maximum(y0.abs(), step.y1.abs()).mul(self.rtol).add(self.atol)
+        return (self.norm or rms)(step.error / scale)
+
+    @torch.no_grad()
+    def measure(self, y0: Tensor, step: Step, shared: bool) -> Tensor:
+        """Return E, over the batch as the root mean square of the samples' if shared."""
+        assert step.error is not None
+        if not shared or self.norm is not None:
+            norms = self.error(y0, step)
+            return rms(norms.unsqueeze(0))[0] if shared else norms.to(torch.float64)
+        scale = torch.maximum(y0.abs(), step.y1.abs()).mul_(self.rtol).add_(self.atol)
+        return torch.linalg.vector_norm(step.error / scale) / scale.numel() ** 0.5
+
+    @torch.no_grad()
+    def init(
+        self, eq: Equation, solver: Solver, t0: Tensor, span: Tensor, y0: Tensor, state: State
+    ) -> tuple[Tensor, int]:
+        r"""Estimate a first step whose Euler step and its change are small beside the tolerances.
+
+        Reference:
+            Hairer, Nørsett, Wanner, 1993, section II.4, "Starting step size".
+        """
+        length = span.abs()
+        if self.dt0 is not None:
+            return self._within(length.clamp(max=self.dt0)), 0
+        shared = t0.ndim == 0
+        size = self._size(y0, shared)
+        f0 = eq.apply_field(solver.field_at_start(state), eq.increment(t0, t0 + span).to(real_dtype(y0)))
+        d0, d1 = size(y0), size(f0) / length
+        small = (d0 < 1e-5) | (d1 < 1e-5)
+        h0 = torch.where(small, 1e-6, 0.01 * d0 / torch.where(small, 1.0, d1)).minimum(length)
+        h = h0.copysign(span)
+        y1 = y0 + f0 * expand_time((h / span).to(real_dtype(y0)), y0)
+        f1 = eq.apply_field(eq.field((t0 + h).to(real_dtype(y0)), y1), eq.increment(t0, t0 + span).to(real_dtype(y0)))
+        d2 = size(f1 - f0) / length / h0
+        largest = torch.maximum(d1, d2)
+        assert solver.error_order is not None
+        flat = largest <= 1e-15
+        h1 = (0.01 / torch.where(flat, 1.0, largest)) ** (1.0 / (solver.error_order + 1))
+        h1 = torch.where(flat, (1e-3 * h0).clamp(min=1e-6), h1)
+        found = torch.minimum(100 * h0, h1).minimum(length)
+        return self._within(torch.where(found.isfinite(), found, 1e-6 * length)), 1
+
+    def _size(self, y0: Tensor, shared: bool) -> Callable[[Tensor], Tensor]:
+        """The norm scaled by the tolerances at y0, in float64."""
+        assert not isinstance(self.norm, Mapping)
+        scale, norm = y0.abs().mul(self.rtol).add(self.atol), self.norm or rms
+
+        def size(x: Tensor) -> Tensor:
+            norms = norm(x / scale).to(torch.float64)
+            return rms(norms.unsqueeze(0))[0] if shared else norms
+
+        return size
+
+    def _within(self, dt: Tensor) -> Tensor:
+        """Clamp a step between dt_min and dt_max."""
+        return dt.clamp(self.dt_min or 0.0, self.dt_max or math.inf)
+
+    def judge(self, dt: Real, norm: Real, memory: Memory, solver: Solver) -> Verdict:
+        """Apply the equation above."""
+        assert solver.error_order is not None
+        k, (p, i, d) = solver.error_order + 1, (self.pcoeff, self.icoeff, self.dcoeff)
+        if isinstance(norm, Tensor):
+            return self._judge_each(dt, norm, memory, k)
+        if not math.isfinite(norm):
+            return Verdict(False, dt * self.factor_min, memory._replace(rejected=True))
+        change = max(norm, _TINY) ** (-(p + i + d) / k) * memory.last ** ((p + 2 * d) / k) * memory.before ** (-d / k)
+        factor = self.safety * change
+        if norm > 1.0:
+            factor = min(max(factor, self.factor_min), self.safety)
+            return Verdict(False, dt * factor, memory._replace(rejected=True))
+        factor = min(max(factor, self.factor_min), 1.0 if memory.rejected else self.factor_max)
+        return Verdict(True, self._limit(dt * factor), Memory(norm or 1.0, memory.last, False))
+
+    def _limit(self, dt: float) -> float:
+        """No step larger than dt_max."""
+        return dt if self.dt_max is None else min(dt, self.dt_max)
+
+    def _judge_each(self, dt: Tensor, norm: Tensor, memory: Memory, k: float) -> Verdict:
+        """The same for one step per sample."""
+        p, i, d = self.pcoeff, self.icoeff, self.dcoeff
+        finite = norm.isfinite()
+        e = torch.where(finite, norm, 1.0).clamp(min=_TINY)
+        factor = self.safety * e ** (-(p + i + d) / k)
+        if p or d:
+            factor = factor * memory.last ** ((p + 2 * d) / k) * memory.before ** (-d / k)
+        accept = finite & (norm <= 1.0)
+        most = torch.where(accept, torch.where(memory.rejected, 1.0, self.factor_max), self.safety)
+        factor = torch.where(finite, torch.minimum(factor.clamp(min=self.factor_min), most), self.factor_min)
+        last = torch.where(accept, torch.where(norm == 0, 1.0, norm), memory.last)
+        before = torch.where(accept, memory.last, memory.before)
+        grown = dt * factor
+        return Verdict(accept, grown if self.dt_max is None else grown.clamp(max=self.dt_max), Memory(last, before, ~accept))
+
+
+_TINY = 1e-300  # a power of 0 would be infinite
+
+
+def _by_leaf(norms: Mapping[str, Norm | None], packing: Packing | None) -> Norm:
+    """The largest of the norms of the leaves that count."""
+    leaves = [] if packing is None else list(packing.slices)
+    if sorted(norms) != sorted(leaves):
+        raise ValueError(
+            f"PID's norm has entries {sorted(norms)}, the state has leaves {sorted(leaves) or 'none (it is one tensor)'}: "
+            "give one norm per leaf, None for a leaf that shall not count"
+        )
+    assert packing is not None
+    counted = [(packing.slices[name], norm) for name, norm in norms.items() if norm is not None]
+    if not counted:
+        raise ValueError("PID's norm leaves out every leaf: at least one must count")
+    return lambda x: torch.stack([norm(x[:, part]) for part, norm in counted]).amax(dim=0)

@@ -61,6 +61,10 @@ class Solver(ABC):
         """Return the state with which a step can begin at t0, by one field call."""
 
     @abstractmethod
+    def field_at_start(self, state: State) -> Field:
+        """Return the field at the start of the next step, which every state contains."""
+
+    @abstractmethod
     def step(self, eq: Equation, t0: Tensor, dt: Tensor, y0: Tensor, state: State) -> Step:
         """Make one step from t0 to t0 + dt.
 
