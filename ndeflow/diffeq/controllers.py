@@ -69,7 +69,12 @@ class Adaptive(Controller, ABC):
     """Decides on each step by the error of the one before. Sizes are positive; the loop knows the direction.
 
     In shared stepping sizes and norms are floats, one for the batch; in per-sample stepping float64 tensors (B,).
+
+    Attributes:
+        dt_min: a solve that needs smaller steps fails; None leaves that to the resolution of time.
     """
+
+    dt_min: float | None
 
     @abstractmethod
     def init(
@@ -328,7 +333,9 @@ class PID(Adaptive):
         last = torch.where(accept, torch.where(norm == 0, 1.0, norm), memory.last)
         before = torch.where(accept, memory.last, memory.before)
         grown = dt * factor
-        return Verdict(accept, grown if self.dt_max is None else grown.clamp(max=self.dt_max), Memory(last, before, ~accept))
+        return Verdict(
+            accept, grown if self.dt_max is None else grown.clamp(max=self.dt_max), Memory(last, before, ~accept)
+        )
 
 
 _TINY = 1e-300  # a power of 0 would be infinite

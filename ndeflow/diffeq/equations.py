@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ndeflow.tensors import expand_time
+from ndeflow.tensors import Packing, expand_time
 
 Field: TypeAlias = Any
 """What `Equation.field` returns: read by `Equation.apply_field` alone, never by a solver."""
+
+States: TypeAlias = Any
+"""A tensor (B, *), or a tuple, list or dict of such."""
 
 Increment: TypeAlias = Any
 """What `Equation.increment` returns: read by `apply_field`; it has a method `to(dtype)`, as a tensor has."""
@@ -29,9 +33,11 @@ class Equation(nn.Module, ABC):
         args: what each sample's field depends on beside t and y, shape (B, *), or None; a subclass
             sets it. Gradients reach it under every gradient method; a tensor that the field merely
             closes over they reach only where autograd sees the whole solve.
+        jumps: times at which the field jumps; steps end before and begin behind them.
     """
 
     args: Tensor | None
+    jumps: tuple[float, ...] = ()
 
     @abstractmethod
     def field(self, t: Tensor, y: Tensor) -> Field:
@@ -62,8 +68,12 @@ class Equation(nn.Module, ABC):
         """Return the product f Δu, shape (B, *): what a step adds to the state."""
 
     @abstractmethod
+    def with_args(self, args: Tensor | None) -> Equation:
+        """Return the same equation with other `args`."""
+
     def take(self, rows: Tensor) -> Equation:
         """Return the same equation for some samples of the batch, `rows` int64 of shape (n,)."""
+        return self if self.args is None else self.with_args(self.args[rows])
 
 
 class ODE(Equation):
@@ -76,6 +86,7 @@ class ODE(Equation):
             shape () (one time for the batch) or (B,) and the state's real dtype, y shape (B, *), the
             result the shape of y. Under autocast it may return a lower precision, which is cast up.
         args: per-sample inputs of the field, shape (B, *), any dtype; differentiable.
+        jumps: times at which f jumps, as a control that is switched does; steps do not cross them.
 
     Raises:
         TypeError: `f` is not callable, or `args` is not a tensor with a batch axis.
@@ -85,7 +96,7 @@ class ODE(Equation):
     tensor([-1., -2.])
     """
 
-    def __init__(self, f: Callable[..., Tensor], args: Tensor | None = None) -> None:
+    def __init__(self, f: Callable[..., States], args: Tensor | None = None, jumps: Sequence[float] = ()) -> None:
         super().__init__()
         if not callable(f):
             raise TypeError(f"ODE takes a module or a function f(t, y) as field, got {type(f).__name__} {f!r}")
@@ -95,15 +106,23 @@ class ODE(Equation):
                 f"args must be a tensor of shape (B, *), one row per sample, got {given}; what is the same for "
                 "all samples belongs into the field"
             )
+        if not all(isinstance(t, int | float) and math.isfinite(t) for t in jumps):
+            raise TypeError(f"jumps must be finite numbers, the times at which the field jumps, got {jumps!r}")
         self.f = f
         self.args = args
+        self.jumps = tuple(float(t) for t in jumps)
+        self.packing: Packing | None = None
 
     def field(self, t: Tensor, y: Tensor) -> Tensor:
         """Return dy/dt = f(t, y), shape and dtype of y; refuse a field of another shape or of higher precision."""
         real = real_dtype(y)
         if t.dtype != real:  # a conversion that does nothing costs as much as an addition
             t = t.to(real)
-        f = self.f(t, y) if self.args is None else self.f(t, y, self.args)
+        packing = self.packing
+        state = y if packing is None else packing.unpack(y)
+        f = self.f(t, state) if self.args is None else self.f(t, state, self.args)
+        if packing is not None:
+            f = packing.pack(f)
         if not isinstance(f, Tensor) or f.shape != y.shape or f.dtype != y.dtype:
             return _conform(f, y)
         return f
@@ -118,9 +137,19 @@ class ODE(Equation):
             du = du.to(f.dtype)
         return f * expand_time(du, f)
 
-    def take(self, rows: Tensor) -> ODE:
-        """Return the equation with `args[rows]` and the same field."""
-        return self if self.args is None else ODE(self.f, self.args[rows])
+    def with_args(self, args: Tensor | None) -> ODE:
+        """Return the equation with the same field and other `args`."""
+        return self._like(args, self.packing)
+
+    def packed(self, packing: Packing) -> ODE:
+        """Return the equation for states packed into one tensor; the field goes on seeing their leaves."""
+        return self._like(self.args, packing)
+
+    def _like(self, args: Tensor | None, packing: Packing | None) -> ODE:
+        """A copy that shares the field."""
+        other = ODE(self.f, args, self.jumps)
+        other.packing = packing
+        return other
 
 
 def real_dtype(y: Tensor) -> torch.dtype:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ndeflow.diffeq.loop import Problem, Solution, run
+from ndeflow.diffeq.controllers import Adaptive, Planned
+from ndeflow.diffeq.failures import blame, explain
+from ndeflow.diffeq.loop import assemble, run
+from ndeflow.diffeq.per_sample import Outcome, run_each
+from ndeflow.diffeq.problem import Problem
+from ndeflow.diffeq.script import Reel, Script, Sheet, plan_each
+from ndeflow.diffeq.solution import Solution
 from ndeflow.diffeq.solvers.runge_kutta import Heun
 
 _HEUN = Heun()
@@ -26,15 +32,73 @@ class Gradient(ABC):
 class Backprop(Gradient):
     """Differentiate through the steps: the exact gradient of the discrete solution.
 
-    Memory grows with the number of field evaluations. Derivatives of every order exist.
+    Memory grows with the number of field evaluations. Derivatives of every order exist. In per-sample stepping the
+    steps are found without gradients and then made again by the samples that have made them, which counts as
+    `Stats.nfe_backward`: gradients through masks would carry the infinities of steps thrown away.
     """
 
     def solve(self, problem: Problem) -> Solution:
         """Run the loop under autograd's eyes."""
-        return run(problem)
+        return solve_shared(problem) if problem.shared else solve_each(problem)
 
 
-def solve_in_time(gradient: Gradient, problem: Problem, ts: Tensor) -> Solution:
+def solve_shared(problem: Problem) -> Solution:
+    """Solve with the same steps for all samples.
+
+    Raises:
+        SolverError: the solve breaks down and `on_failure` is "raise".
+    """
+    cursor, collector, breakdown = run(problem)
+    if breakdown is not None and problem.on_failure == "raise":
+        raise explain(problem, [blame(problem, cursor, breakdown)], len(problem.y0)) from None
+    return assemble(problem, cursor, collector)
+
+
+def solve_each(problem: Problem) -> Solution:
+    """Solve with steps for each sample.
+
+    Raises:
+        SolverError: a sample breaks down and `on_failure` is "raise".
+    """
+    if isinstance(problem.controller, Planned):
+        script = plan_each(problem, problem.controller)
+        sheet, nfe = make_again(problem, script)
+        return sheet.solution(torch.zeros_like(nfe), nfe)
+    outcome = find_steps(problem)
+    if not needs_gradients(problem):
+        return outcome.sheet.solution(outcome.rejected, outcome.nfe)
+    sheet, again = make_again(problem, outcome.script)
+    solution = sheet.solution(outcome.rejected, outcome.nfe + outcome.sheet.nfe - sheet.nfe)
+    return solution._replace(stats=solution.stats._replace(nfe_backward=again + sheet.nfe))
+
+
+def find_steps(problem: Problem) -> Outcome:
+    """Find the adaptive steps of each sample, without gradients; obey `on_failure`."""
+    assert isinstance(problem.controller, Adaptive)
+    outcome = run_each(problem, problem.controller)
+    if outcome.failures and problem.on_failure == "raise":
+        raise explain(problem, outcome.failures, len(outcome.failures))
+    return outcome
+
+
+def make_again(problem: Problem, script: Script) -> tuple[Sheet, Tensor]:
+    """Make the steps of a script under autograd's eyes; return what was read off, and the field evaluations."""
+    sheet, reel = Sheet(problem), Reel(problem, script)
+    for eq, rows, stride, t1 in reel.run(0, len(script.live)):
+        sheet.take(eq, rows, stride, t1)
+    return sheet, reel.nfe
+
+
+def needs_gradients(problem: Problem) -> bool:
+    """Whether gradients may be asked for: of y0, args, parameters, or of whatever a function as field closes over."""
+    if not torch.is_grad_enabled():
+        return False
+    args, f = problem.eq.args, getattr(problem.eq, "f", problem.eq)
+    known = [problem.y0, *([] if args is None else [args]), *problem.eq.parameters()]
+    return any(x.requires_grad for x in known) or not isinstance(f, torch.nn.Module)
+
+
+def solve_in_time(gradient: Gradient, problem: Problem) -> Solution:
     r"""Solve a problem whose output times require gradients.
 
     .. math:: \tilde y_0 = \Phi(t_0,\, \bar t_0 - t_0,\, y_0), \qquad
@@ -47,16 +111,21 @@ def solve_in_time(gradient: Gradient, problem: Problem, ts: Tensor) -> Solution:
 
     Args:
         gradient: how the solve itself is differentiated.
-        problem: the problem, its stops equal to `ts`.
-        ts: output times, float64, shape (T,).
+        problem: the problem, its `ts` requiring gradients.
 
     Returns:
         The solution; 2T field evaluations more are counted.
     """
-    eq, y0, zero = problem.eq, problem.y0, ts - ts.detach()
-    start = _HEUN.step(eq, ts[0], -zero[0], y0, None).y1
-    solution = gradient.solve(problem._replace(y0=start))
-    ends = zip(ts.detach().unbind(), zero.unbind(), solution.ys.unbind(1), strict=True)
-    later = [_HEUN.step(eq, t, dt, y, None).y1 for t, dt, y in list(ends)[1:]]
-    stats = solution.stats._replace(nfe=solution.stats.nfe + _HEUN.evaluations * len(ts))
+    ts, y0 = problem.ts, problem.y0
+    zero = ts - ts.detach()
+    start = _heun(problem, ts.detach()[..., 0], -zero[..., 0], y0)
+    solution = gradient.solve(problem._replace(y0=start, ts=ts.detach()))
+    ends = zip(ts.detach().unbind(-1), zero.unbind(-1), solution.ys.unbind(1), strict=True)
+    later = [_heun(problem, t, dt, y) for t, dt, y in list(ends)[1:]]
+    stats = solution.stats._replace(nfe=solution.stats.nfe + (_HEUN.evaluations + 1) * ts.shape[-1])
     return solution._replace(ts=ts, ys=torch.stack([y0, *later], dim=1), stats=stats)
+
+
+def _heun(problem: Problem, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
+    """A step of Heun's method."""
+    return _HEUN.step(problem.eq, t, dt, y, _HEUN.init(problem.eq, t, y)).y1

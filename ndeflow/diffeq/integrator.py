@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ndeflow.diffeq.controllers import Controller
-from ndeflow.diffeq.equations import Equation
-from ndeflow.diffeq.failures import explain, finite_samples
+from ndeflow.diffeq.checks import check_field, check_state, read_times
+from ndeflow.diffeq.controllers import Adaptive, Controller
+from ndeflow.diffeq.equations import ODE, Equation, States, real_dtype
+from ndeflow.diffeq.failures import explain_planned, finite_samples
 from ndeflow.diffeq.gradients import Backprop, Gradient, solve_in_time
-from ndeflow.diffeq.loop import Problem, Solution
+from ndeflow.diffeq.problem import Problem
+from ndeflow.diffeq.solution import Solution
 from ndeflow.diffeq.solvers.base import Solver
-from ndeflow.tensors import expand_time
-
-_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+from ndeflow.tensors import Packing, expand_time
 
 
 @dataclass(frozen=True)
@@ -30,20 +29,27 @@ class Integrator:
         solver: the step rule.
         controller: the step sizes.
         gradient: how to differentiate.
-        max_steps: budget of steps of one solve, ≥ 1.
-        on_failure: what a sample that becomes non-finite does: "raise" a `SolverError`, or turn "nan"
-            in all its outputs while the others stay. (Its gradients are then not defined: drop the
-            sample before the next backward pass.)
+        max_steps: budget of steps of one solve, accepted or not, per sample; ≥ 1.
+        stepping: "shared", one step size for the whole batch, or "per_sample", one for each: no sample then changes
+            the answer or the cost of another. The field must take t of shape (B,), and a batch whose samples are
+            about equally hard costs up to twice as much.
+        landing: how outputs are reached: "step" ends a step at each, "interpolate" reads them off the interpolant,
+            so that the steps do not depend on them; "auto" interpolates where the controller is adaptive and the
+            interpolant at most one order worse than the solver.
+        on_failure: what a sample does that becomes non-finite or cannot go on: "raise" a `SolverError`, or turn "nan"
+            in the outputs that it does not reach (a non-finite one in all its outputs), while the others stay. In
+            shared stepping all samples get as far as the first that breaks down. (The gradients of a NaN are not
+            defined: leave the sample out before the backward pass.)
 
     Raises:
         TypeError: a part is not of its kind.
         ValueError: a setting is out of range.
 
-    >>> from ndeflow.diffeq import ODE, RK4, Constant
-    >>> integrator = Integrator(RK4(), Constant(0.1))
+    >>> from ndeflow.diffeq import ODE, PID, Tsit5
+    >>> integrator = Integrator(Tsit5(), PID(rtol=1e-6, atol=1e-6))
     >>> solution = integrator(ODE(lambda t, y: -y), torch.ones(2, 1), [0.0, 1.0])
     >>> solution.ys[0, :, 0], solution.stats.nfe
-    (tensor([1.0000, 0.3679]), tensor([40, 40]))
+    (tensor([1.0000, 0.3679]), tensor([38, 38]))
     """
 
     solver: Solver
@@ -51,6 +57,8 @@ class Integrator:
     gradient: Gradient = field(default_factory=Backprop)
     _: KW_ONLY
     max_steps: int = 4096
+    stepping: Literal["shared", "per_sample"] = "shared"
+    landing: Literal["auto", "step", "interpolate"] = "auto"
     on_failure: Literal["raise", "nan"] = "raise"
 
     def __post_init__(self) -> None:
@@ -58,54 +66,101 @@ class Integrator:
             _check_kind(f"Integrator's {name}", getattr(self, name), kind)
         if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise ValueError(f"max_steps must be an integer ≥ 1, got {self.max_steps!r}")
-        if self.on_failure not in ("raise", "nan"):
-            raise ValueError(f"on_failure must be 'raise' or 'nan', got {self.on_failure!r}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
 
-    def __call__(self, eq: Equation, y0: Tensor, ts: Tensor | Sequence[float], *, record: bool = False) -> Solution:
-        """Solve `eq` from y0 at ts[0] and return the states at all ts.
+    def __call__(
+        self,
+        eq: Equation,
+        y0: States,
+        ts: Tensor | Sequence[float],
+        *,
+        mask: Tensor | None = None,
+        dense: bool = False,
+        record: bool = False,
+    ) -> Solution:
+        """Solve `eq` from y0 at the first time and return the states at all times.
 
         Args:
             eq: the equation.
-            y0: state at ts[0], shape (B, *) with at least one axis after the batch, float32, float64
-                or complex; the solution keeps its dtype and device.
-            ts: T ≥ 2 output times, strictly increasing or decreasing. A tensor of any real dtype or
-                whatever `torch.as_tensor` reads as float64; it is moved to y0's device as float64. If
-                it requires gradients, they are those of the exact solution.
+            y0: state at the first time, shape (B, *) with at least one axis after the batch, float32, float64
+                or complex; or a tuple, list or dict of such, leaves of shape (B,) included. The solution keeps
+                dtype and device.
+            ts: output times, strictly increasing or decreasing: T ≥ 2 of them for all samples, or, in per-sample
+                stepping, (B, T). A tensor of any real dtype or whatever `torch.as_tensor` reads as float64; it is
+                moved to y0's device as float64. If it requires gradients, they are those of the exact solution.
+            mask: bool (B, T), False for times that only fill up the row of a sample with fewer; their states are NaN,
+                so select by the mask and do not multiply by it. The first time of each sample is real.
+            dense: whether to keep the solution between the outputs, for `Solution.at`.
             record: whether to return `Solution.steps`.
 
         Returns:
-            The solution; `ys` has shape (B, T, *).
+            The solution; `ys` has shape (B, T, *), or leaves of it.
 
         Raises:
             TypeError: an argument is of the wrong kind or dtype.
-            ValueError: an argument has the wrong shape or values, or the steps exceed `max_steps`.
-            SolverError: a sample becomes non-finite and `on_failure` is "raise".
+            ValueError: an argument has the wrong shape or values, or planned steps exceed `max_steps`.
+            SolverError: a sample breaks down and `on_failure` is "raise".
         """
         _check_kind("the equation", eq, Equation)
-        _check_state(y0)
+        packing = None
+        if not isinstance(y0, Tensor):
+            packing = Packing(y0)
+            if not isinstance(eq, ODE):
+                raise TypeError(f"a state of several leaves is for an ODE, got {type(eq).__name__}: pack it into one")
+            y0, eq = packing.pack(y0), eq.packed(packing)
+        check_state(y0)
         if eq.args is not None and len(eq.args) != len(y0):
             raise ValueError(
                 f"args has shape {tuple(eq.args.shape)}, y0 {tuple(y0.shape)}: each has one row per sample of the batch"
             )
-        ts, eps = _read_times(ts)
-        stops = ts.tolist()
-        _check_stops(stops)
-        resolution = eps * max(abs(stops[0]), abs(stops[-1]))
-        problem = Problem(eq, self.solver, self.controller, y0, stops, resolution, self.max_steps, record)
-        if ts.requires_grad and torch.is_grad_enabled():
-            solution = solve_in_time(self.gradient, problem, ts.to(y0.device))
+        times = read_times(ts, mask, len(y0), self.stepping == "per_sample", y0.device)
+        controller = self.controller.check(self.solver, real_dtype(y0), packing)
+        problem = Problem(
+            eq=eq,
+            solver=self.solver,
+            controller=controller,
+            y0=y0,
+            ts=times.ts,
+            land=self._lands(),
+            resolution=times.resolution,
+            max_steps=self.max_steps,
+            record=record,
+            dense=dense,
+            on_failure=self.on_failure,
+        )
+        check_field(problem)
+        if times.ts.requires_grad and torch.is_grad_enabled():
+            solution = solve_in_time(self.gradient, problem)
         else:
             solution = self.gradient.solve(problem)
-        return self._check_solution(problem, solution)
+        solution = self._check_solution(problem, solution)
+        ys = times.restore(solution.ys)
+        return solution._replace(ts=times.given, ys=ys if packing is None else packing.unpack(ys), packing=packing)
+
+    def _lands(self) -> bool:
+        """Whether steps end at the outputs."""
+        good = isinstance(self.controller, Adaptive) and self.solver.interpolation_order >= self.solver.order - 1
+        return self.landing == "step" or (self.landing == "auto" and not good)
 
     def _check_solution(self, problem: Problem, solution: Solution) -> Solution:
-        """Obey `on_failure`: the only time a fixed-step solve waits for its device."""
+        """Obey `on_failure` where a sample went non-finite: the only time a planned solve waits for its device."""
+        if isinstance(problem.controller, Adaptive):
+            return solution  # it accepts no step that is not finite
         ok = finite_samples(solution.ys)
         if ok.all():
             return solution
         if self.on_failure == "raise":
-            raise explain(problem, solution.ys)
+            raise explain_planned(problem, solution.ys)
         return solution._replace(ys=solution.ys.masked_fill(~expand_time(ok, solution.ys), math.nan))
+
+
+_CHOICES = {
+    "stepping": ("shared", "per_sample"),
+    "landing": ("auto", "step", "interpolate"),
+    "on_failure": ("raise", "nan"),
+}
 
 
 def _check_kind(name: str, value: object, kind: type) -> None:
@@ -124,55 +179,3 @@ def _check_kind(name: str, value: object, kind: type) -> None:
 def _describe(value: object) -> str:
     """A class by its name, an object by its type."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
-def _check_state(y0: Tensor) -> None:
-    """Refuse a start that cannot be solved from."""
-    if not isinstance(y0, Tensor):
-        raise TypeError(f"y0 must be a tensor of shape (B, *), got {type(y0).__name__}")
-    if y0.dtype in (torch.float16, torch.bfloat16):
-        raise TypeError(
-            f"y0 is {y0.dtype}: increments below {torch.finfo(y0.dtype).eps / 2:.0e} of the state would be rounded "
-            "away; keep the state in float32 and run the field under torch.autocast"
-        )
-    if y0.dtype not in _DTYPES:
-        raise TypeError(f"y0 must be float32, float64, complex64 or complex128, got {y0.dtype}: write y0.float()")
-    if y0.ndim < 2:
-        raise ValueError(
-            f"y0 must have shape (B, *), a batch axis and at least one axis of the state, got {tuple(y0.shape)}: write "
-            "y0[None] for one sample, y0[:, None] for a batch of numbers"
-        )
-    ok = finite_samples(y0)
-    if not ok.all():
-        first = int((~ok).long().argmax())
-        raise ValueError(f"y0 is not finite in {int((~ok).sum())} of {len(y0)} samples, first in sample {first}")
-
-
-def _read_times(ts: Tensor | Sequence[float]) -> tuple[Tensor, float]:
-    """Return the output times as float64 and the relative rounding error with which they were given."""
-    if not isinstance(ts, Tensor):
-        try:
-            ts = torch.as_tensor(ts, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"ts must be a tensor or a sequence of numbers, got {type(ts).__name__} {ts!r}") from error
-    if ts.is_complex() or ts.dtype == torch.bool:
-        raise TypeError(f"ts must be real numbers, got {ts.dtype}")
-    if ts.ndim != 1 or len(ts) < 2:
-        raise ValueError(
-            f"ts must have shape (T,) with T ≥ 2, a start and at least one later output, got {tuple(ts.shape)}"
-        )
-    return ts.to(torch.float64), torch.finfo(ts.dtype).eps if ts.is_floating_point() else 0.0
-
-
-def _check_stops(stops: list[float]) -> None:
-    """Refuse output times that are not finite and strictly monotone."""
-    for i, t in enumerate(stops):
-        if not math.isfinite(t):
-            raise ValueError(f"ts must be finite, got ts[{i}] = {t}")
-    forward = stops[-1] > stops[0]
-    for i, (t0, t1) in enumerate(pairwise(stops)):
-        if t0 == t1 or (t1 > t0) != forward:
-            raise ValueError(
-                f"ts must be strictly increasing or strictly decreasing, got ts[{i}] = {t0:g}, ts[{i + 1}] = {t1:g} "
-                f"between {stops[0]:g} and {stops[-1]:g}: sort them and drop repeated ones"
-            )

@@ -1,182 +1,300 @@
-"""The stepping loop. It knows no gradients: autograd may or may not watch it."""
+"""The stepping loop of shared stepping. It knows no gradients: autograd may or may not watch it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ndeflow.diffeq.controllers import Controller
-from ndeflow.diffeq.equations import Equation
-from ndeflow.diffeq.solvers.base import Solver, Step
+from ndeflow.diffeq.controllers import Adaptive, Memory, Planned
+from ndeflow.diffeq.problem import Breakdown, Problem, Stride, legs
+from ndeflow.diffeq.solution import Dense, Solution, Stats, Steps
+from ndeflow.diffeq.solvers.base import State, Step
+from ndeflow.tensors import rms
 
 
-class Stats(NamedTuple):
-    """What a solve cost, per sample: int64 of shape (B,).
+class Mark(NamedTuple):
+    """A step of a script: from t0 to t1, and whether it begins behind a jump of the field."""
 
-    Attributes:
-        accepted: steps that became part of the solution.
-        rejected: steps that were tried and thrown away.
-        nfe: field evaluations of the forward solve.
-        nfe_backward: field evaluations of the backward pass beyond differentiating the forward ones.
-    """
-
-    accepted: Tensor
-    rejected: Tensor
-    nfe: Tensor
-    nfe_backward: Tensor
+    t0: float
+    t1: float
+    fresh: bool
 
 
-class Steps(NamedTuple):
-    """The steps of a solve in their order, each of shape (n, B).
+class Cursor:
+    """Where a solve stands, and what it has cost: the one thing that changes during a solve.
 
     Attributes:
-        t: start of the step, float64.
-        dt: its signed size, float64.
-        error: error norm scaled by the controller's tolerances, or None without tolerances.
-        raw_error: rms over a sample's state of the embedded error, or None if the solver has none.
-        stiffness: the solver's stiffness estimate, or None if it has none.
-        accepted: whether the step became part of the solution, bool.
-
-    Gradients reach `error`, `raw_error` and `stiffness`; t and dt are data.
+        y: state.
+        state: what the next step needs beside y, or None.
+        script: the accepted steps.
+        rejected: number of rejected steps.
+        nfe: field evaluations.
+        last: the last step tried.
     """
 
-    t: Tensor
-    dt: Tensor
-    error: Tensor | None
-    raw_error: Tensor | None
-    stiffness: Tensor | None
-    accepted: Tensor
+    def __init__(self, problem: Problem, y: Tensor, state: State = None) -> None:
+        self.problem, self.y, self.state = problem, y, state
+        self.script: list[Mark] = []
+        self.rejected = self.nfe = 0
+        self.last: Stride | None = None
+
+    def prepare(self, t0: Tensor) -> State:
+        """Return the solver's state, asking it for one where there is none."""
+        if self.state is None:
+            self.state = self.problem.solver.init(self.problem.eq, t0, self.y)
+            self.nfe += 1
+        return self.state
+
+    def attempt(self, t0: Tensor, dt: Tensor) -> Stride:
+        """Make a step without going it."""
+        state = self.prepare(t0)
+        step = self.problem.solver.step(self.problem.eq, t0, dt, self.y, state)
+        self.nfe += self.problem.solver.evaluations
+        self.last = Stride(t0, dt, self.y, state, step)
+        return self.last
+
+    def accept(self, stride: Stride, mark: Mark) -> Stride:
+        """Go a step."""
+        self.y, self.state = stride.step.y1, stride.step.state
+        self.script.append(mark)
+        return stride
+
+    def finish(self, stride: Stride) -> Step:
+        """Complete the last step for its interpolant."""
+        t0, dt, y0, _, step = stride
+        finished = self.problem.solver.finish(self.problem.eq, t0, dt, y0, step)
+        self.nfe += len(finished.stages) - len(step.stages)
+        self.state = finished.state
+        return finished
 
 
-class Solution(NamedTuple):
-    """A solved equation.
+def plan(problem: Problem, controller: Planned) -> list[Mark]:
+    """Return the steps of a planned solve.
 
-    Attributes:
-        ts: output times, float64, shape (T,).
-        ys: states at these times, shape (B, T, *); the first is y0.
-        stats: what the solve cost.
-        steps: its steps if they were recorded, else None.
-    """
-
-    ts: Tensor
-    ys: Tensor
-    stats: Stats
-    steps: Steps | None
-
-
-class Problem(NamedTuple):
-    """Everything a solve depends on, checked by `Integrator`.
-
-    Attributes:
-        eq: the equation.
-        solver: the step rule.
-        controller: the step sizes.
-        y0: state at the first stop, shape (B, *).
-        stops: output times, monotone, at least two.
-        resolution: spacing of numbers near the stops in the dtype they were given in.
-        max_steps: budget of steps.
-        record: whether to keep `Steps`.
-    """
-
-    eq: Equation
-    solver: Solver
-    controller: Controller
-    y0: Tensor
-    stops: Sequence[float]
-    resolution: float
-    max_steps: int
-    record: bool
-
-
-class Stride(NamedTuple):
-    """One step with where it began."""
-
-    t0: Tensor
-    dt: Tensor
-    y0: Tensor
-    step: Step
-
-
-def plan(problem: Problem) -> list[list[float]]:
-    """Return the times of all steps before the solve, one list from stop to stop for each span.
-
-    Times are computed from the ends of their span, never accumulated: accumulating makes an extra
+    Times are computed from the ends of their leg, never accumulated: accumulating makes an extra
     step of 1e-16 for every second number of steps.
 
     Raises:
         ValueError: there are more steps than the budget allows.
     """
-    spans = list(pairwise(problem.stops))
-    counts = [problem.controller.cuts(t0, t1, problem.resolution) for t0, t1 in spans]
+    spans = [leg for leg in zip(*(x.tolist() for x in legs(problem)), strict=True) if leg[0] != leg[1]]
+    counts = [controller.cuts(t0, t1, problem.resolution) for t0, t1, _ in spans]
     if sum(counts) > problem.max_steps:
         raise ValueError(
-            f"{problem.controller} needs {sum(counts)} steps from t={problem.stops[0]:g} to {problem.stops[-1]:g} "
-            f"({len(spans) + 1} output times), max_steps is {problem.max_steps}: take larger steps or fewer output "
+            f"{controller} needs {sum(counts)} steps from t={spans[0][0]:g} to {spans[-1][1]:g} "
+            f"({problem.ts.shape[-1]} output times), max_steps is {problem.max_steps}: take larger steps or fewer output "
             "times, or raise max_steps"
         )
-    return [[*(t0 + (t1 - t0) * (i / n) for i in range(n)), t1] for (t0, t1), n in zip(spans, counts, strict=True)]
+    script = []
+    for (t0, t1, fresh), n in zip(spans, counts, strict=True):
+        times = [*(t0 + (t1 - t0) * (i / n) for i in range(n)), t1]
+        script += [Mark(times[i], times[i + 1], fresh and i == 0) for i in range(n)]
+    return script
 
 
-def walk(problem: Problem, y0: Tensor, times: Sequence[float]) -> Iterator[Stride]:
-    """Step through given times from y0, without waiting for the device."""
-    grid = torch.tensor(times, dtype=torch.float64, device=y0.device)
-    state = problem.solver.init(problem.eq, grid[0], y0)
-    for t0, dt in zip(grid[:-1].unbind(), grid.diff().unbind(), strict=True):
-        step = problem.solver.step(problem.eq, t0, dt, y0, state)
-        yield Stride(t0, dt, y0, step)
-        y0, state = step.y1, step.state
+def scripted(cursor: Cursor, script: Sequence[Mark]) -> Iterator[Stride]:
+    """Make given steps, without waiting for the device."""
+    times = torch.tensor([mark[:2] for mark in script], dtype=torch.float64).to(cursor.y.device)
+    starts, sizes = times[:, 0].unbind(), (times[:, 1] - times[:, 0]).unbind()
+    for mark, t0, dt in zip(script, starts, sizes, strict=True):
+        if mark.fresh:
+            cursor.state = None
+        yield cursor.accept(cursor.attempt(t0, dt), mark)
 
 
-def run(problem: Problem) -> Solution:
-    """Solve a problem by stepping onto each of its stops."""
-    spans = plan(problem)
-    times = [problem.stops[0], *(t for span in spans for t in span[1:])]
-    landings = set(accumulate(len(span) - 1 for span in spans))
-    outputs, records = [problem.y0], []
-    for i, stride in enumerate(walk(problem, problem.y0, times), start=1):
+def adaptive(cursor: Cursor, controller: Adaptive) -> Iterator[Stride]:
+    """Make steps as large as the controller allows, and wait for the device once per attempt."""
+    problem, dt, memory = cursor.problem, math.nan, Memory(1.0, 1.0, False)
+    spans = [leg for leg in zip(*(x.tolist() for x in legs(problem)), strict=True) if leg[0] != leg[1]]
+    for t, end, fresh in spans:
+        if fresh:
+            cursor.state = None
+        if not cursor.script and math.isnan(dt):
+            dt = _first_step(cursor, controller, t, spans[-1][1])
+        while t != end:
+            t, dt, memory, stride = _accepted(cursor, controller, (t, end, fresh), dt, memory)
+            fresh = False
+            yield stride
+
+
+def _first_step(cursor: Cursor, controller: Adaptive, t0: float, end: float) -> float:
+    """The first step of a solve; a state that is not finite shows here."""
+    problem = cursor.problem
+    start = _time(t0, cursor.y)
+    state = cursor.prepare(start)
+    dt, evaluations = controller.init(
+        problem.eq, problem.solver, start, _time(end - t0, cursor.y), cursor.y.detach(), state
+    )
+    cursor.nfe += evaluations
+    return float(dt)
+
+
+def _accepted(
+    cursor: Cursor, controller: Adaptive, leg: tuple[float, float, bool], dt: float, memory: Memory
+) -> tuple[float, float, Memory, Stride]:
+    """Try steps from the start of a leg until one is accepted; never beyond its end."""
+    problem, (t, end, fresh) = cursor.problem, leg
+    least = max(controller.dt_min or 0.0, 4 * math.ulp(max(abs(t), abs(end))))
+    while True:
+        last = dt * (1 + 1e-10) >= abs(end - t)  # else a step of rounding error might be left
+        t1 = end if last else t + math.copysign(dt, end - t)
+        if len(cursor.script) + cursor.rejected >= problem.max_steps:
+            raise Breakdown("budget", t, t1 - t)
+        stride = cursor.attempt(_time(t, cursor.y), _time(t1 - t, cursor.y))
+        norm = float(controller.measure(stride.y0, stride.step, shared=True))
+        verdict = controller.judge(abs(t1 - t), norm, memory, problem.solver)
+        memory = verdict.memory
+        if verdict.accept:
+            cursor.accept(stride, Mark(t, t1, fresh))
+            return t1, max(dt, verdict.dt) if last else verdict.dt, memory, stride
+        cursor.rejected += 1
+        dt = verdict.dt
+        if dt < least:
+            raise Breakdown("underflow", t, t1 - t, stride)
+
+
+def _time(t: float, y: Tensor) -> Tensor:
+    """A time beside a state; `torch.full` does not wait for the device."""
+    return torch.full((), t, dtype=torch.float64, device=y.device)
+
+
+def strides(cursor: Cursor) -> Iterator[Stride]:
+    """Make the steps of a solve as its controller wants them."""
+    controller = cursor.problem.controller
+    if isinstance(controller, Adaptive):
+        return adaptive(cursor, controller)
+    assert isinstance(controller, Planned)
+    return scripted(cursor, plan(cursor.problem, controller))
+
+
+class Collector:
+    """Reads off the steps what the solution is made of.
+
+    Args:
+        problem: what is solved.
+        index: the first output to read.
+
+    Attributes:
+        ys: outputs so far, each (B, *).
+        rows: what was recorded of each step: error, raw error, stiffness.
+        polynomials: of each step, if all are kept.
+    """
+
+    def __init__(self, problem: Problem, index: int = 1) -> None:
+        self.problem = problem
+        self.times = problem.ts.tolist()
+        self.sign = math.copysign(1.0, self.times[-1] - self.times[0])
+        self.index = index
+        self.ys: list[Tensor] = []
+        self.rows: list[tuple[Tensor | None, ...]] = []
+        self.polynomials: list[tuple[Tensor, ...]] = []
+
+    def take(self, cursor: Cursor, stride: Stride) -> None:
+        """Read off the step just made."""
+        problem, mark = self.problem, cursor.script[-1]
+        thetas = self._thetas(mark)
+        if problem.dense or any(0.0 < x < 1.0 for x in thetas):
+            step = cursor.finish(stride)
+            coefficients = (stride.y0, *problem.solver.polynomial(step))
+            if problem.dense:
+                self.polynomials.append(coefficients)
+            self.ys += _interpolated(coefficients, thetas, step.y1)
+        else:
+            self.ys += [stride.step.y1 if x else stride.y0 for x in thetas]
         if problem.record:
-            records.append(_measure(problem.controller, stride))
-        if i in landings:
-            outputs.append(stride.step.y1)
+            self.rows.append(measure(problem, stride))
+
+    def _thetas(self, mark: Mark) -> list[float]:
+        """Where within the step the outputs lie that it reaches: 0 for one in the jump before it."""
+        first = self.index
+        while self.index < len(self.times) and self.sign * self.times[self.index] <= self.sign * mark.t1:
+            self.index += 1
+        return [max(0.0, (t - mark.t0) / (mark.t1 - mark.t0)) for t in self.times[first : self.index]]
+
+
+def _interpolated(coefficients: Sequence[Tensor], thetas: Sequence[float], y1: Tensor) -> list[Tensor]:
+    """The outputs of one step; its ends exactly."""
+    y0 = coefficients[0]
+    inner = [x for x in thetas if 0.0 < x < 1.0]
+    values: Iterator[Tensor] = iter(())
+    if inner:
+        theta = torch.tensor(inner, dtype=torch.float64)
+        powers = torch.stack([theta**j for j in range(1, len(coefficients))], dim=1).to(y0.device, y0.dtype)
+        values = iter((torch.tensordot(powers, torch.stack(tuple(coefficients[1:])), dims=1) + y0).unbind())
+    return [next(values) if 0.0 < x < 1.0 else (y1 if x else y0) for x in thetas]
+
+
+def measure(problem: Problem, stride: Stride) -> tuple[Tensor | None, ...]:
+    """Error, raw error and stiffness of one step, each (B,) or None."""
+    raw = None if stride.step.error is None else rms(stride.step.error)
+    stiffness = problem.solver.stiffness(stride.dt, stride.y0, stride.step)
+    return problem.controller.error(stride.y0, stride.step), raw, stiffness
+
+
+def run(
+    problem: Problem, watch: Callable[[Cursor, Stride], None] | None = None
+) -> tuple[Cursor, Collector, Breakdown | None]:
+    """Solve a problem with one step size for all samples.
+
+    Args:
+        problem: what to solve.
+        watch: called after each step.
+
+    Returns:
+        Where the solve got, what was read off it, and why it stopped before its end, if it did.
+    """
+    cursor, collector = Cursor(problem, problem.y0), Collector(problem)
+    try:
+        for stride in strides(cursor):
+            collector.take(cursor, stride)
+            if watch:
+                watch(cursor, stride)
+    except Breakdown as breakdown:
+        return cursor, collector, breakdown
+    return cursor, collector, None
+
+
+def assemble(problem: Problem, cursor: Cursor, collector: Collector) -> Solution:
+    """Make the solution of what was read off the steps; outputs that were not reached are NaN."""
+    y0 = problem.y0
+    missing = [torch.full_like(y0, torch.nan)] * (problem.ts.shape[-1] - 1 - len(collector.ys))
+    counts = (len(cursor.script), cursor.rejected, cursor.nfe, 0)
     return Solution(
-        ts=torch.tensor(problem.stops, dtype=torch.float64, device=problem.y0.device),
-        ys=torch.stack(outputs, dim=1),
-        stats=_stats(problem.y0, accepted=len(times) - 1, nfe=(len(times) - 1) * problem.solver.evaluations),
-        steps=_steps(records, len(problem.y0)) if problem.record else None,
+        ts=problem.ts,
+        ys=torch.stack([y0, *collector.ys, *missing], dim=1),
+        stats=Stats(*(torch.full((len(y0),), n, device=y0.device) for n in counts)),
+        steps=stack_rows(cursor.script, collector.rows, y0) if problem.record else None,
+        dense=_dense(problem, cursor.script, collector.polynomials) if problem.dense else None,
     )
 
 
-def _stats(y0: Tensor, accepted: int, nfe: int) -> Stats:
-    """The same cost for every sample."""
-    return Stats(*(torch.full((len(y0),), n, device=y0.device) for n in (accepted, 0, nfe, 0)))
+def stack_rows(script: Sequence[Mark], rows: Sequence[tuple[Tensor | None, ...]], y0: Tensor) -> Steps:
+    """Stack what was recorded of each step."""
+    times = _times(script, y0)
+    t, dt = times[:, 0], times[:, 1] - times[:, 0]
+    error, raw_error, stiffness = (_stack(column) for column in zip(*rows, strict=True)) if rows else (None,) * 3
+    t, dt = (x.unsqueeze(1).expand(-1, len(y0)) for x in (t, dt))
+    return Steps(t, dt, error, raw_error, stiffness, torch.ones_like(t, dtype=torch.bool))
 
 
-def _measure(controller: Controller, stride: Stride) -> tuple[Tensor | None, ...]:
-    """t, dt, error, raw_error and stiffness of one step."""
-    t0, dt, y0, step = stride
-    raw = None if step.error is None else _rms(step.error)
-    return t0, dt, controller.error(y0, step), raw, step.stiffness
+def _times(script: Sequence[Mark], y0: Tensor) -> Tensor:
+    """Starts and ends of the steps, float64 (n, 2)."""
+    return torch.tensor([mark[:2] for mark in script], dtype=torch.float64).reshape(-1, 2).to(y0.device)
 
 
-def _rms(x: Tensor) -> Tensor:
-    """Root mean square per sample, shape (B,); its gradient at 0 is 0."""
-    x = x.flatten(1)
-    return torch.linalg.vector_norm(x, dim=1) / x.shape[1] ** 0.5
-
-
-def _steps(records: list[tuple[Tensor | None, ...]], batch: int) -> Steps:
-    """Stack what was measured of each step."""
-    t, dt, error, raw_error, stiffness = zip(*records, strict=True)
-    times, sizes = (torch.stack(x).unsqueeze(1).expand(-1, batch) for x in (t, dt))
-    accepted = torch.ones_like(times, dtype=torch.bool)
-    return Steps(times, sizes, _stack(error), _stack(raw_error), _stack(stiffness), accepted)
-
-
-def _stack(column: tuple[Tensor | None, ...]) -> Tensor | None:
+def _stack(column: Sequence[Tensor | None]) -> Tensor | None:
     """Stack tensors, None if the steps do not have them."""
     present = [x for x in column if x is not None]
     return torch.stack(present) if present else None
+
+
+def _dense(problem: Problem, script: Sequence[Mark], polynomials: Sequence[tuple[Tensor, ...]]) -> Dense:
+    """The polynomials of all steps, the same steps for each sample."""
+    batch = len(problem.y0)
+    times = _times(script, problem.y0).unsqueeze(-1).expand(-1, -1, batch)
+    span = problem.ts.detach()[[0, -1]].unsqueeze(-1).expand(-1, batch)
+    return Dense(span, times[:, 0], times[:, 1], [torch.stack(c) for c in zip(*polynomials, strict=True)])

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ndeflow.diffeq.equations import States
 from ndeflow.tensors import Packing
-
-States: TypeAlias = Any
-"""A tensor, or a tuple or dict of tensors: whatever y0 is, with more axes."""
 
 
 class Stats(NamedTuple):
