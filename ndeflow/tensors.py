@@ -36,9 +36,13 @@ def expand_time(t: Tensor, y: Tensor) -> Tensor:
 
 
 def rms(x: Tensor) -> Tensor:
-    """Return the root mean square of each sample of x (B, *), real, shape (B,); its gradient at 0 is 0."""
+    """Return the root mean square of each sample of x (B, *), real, shape (B,); its derivatives at x = 0 are 0."""
     x = x.flatten(1)
-    return torch.linalg.vector_norm(x, dim=1) / x.shape[1] ** 0.5
+    if not x.requires_grad:
+        return torch.linalg.vector_norm(x, dim=1) / x.shape[1] ** 0.5
+    zero = (x.detach() == 0).all(1)  # the second derivative of a norm is not a number there
+    norm = torch.linalg.vector_norm(torch.where(zero.unsqueeze(1), 1.0, x), dim=1)
+    return torch.where(zero, 0.0, norm / x.shape[1] ** 0.5)
 
 
 class Packing:

@@ -1,5 +1,7 @@
 """Solve differential equations: equation, solver, controller, gradient method, solution."""
 
+from ndeflow.diffeq.adjoint import Adjoint
+from ndeflow.diffeq.checkpointed import Checkpointed
 from ndeflow.diffeq.controllers import PID, Adaptive, Constant, Controller, Planned
 from ndeflow.diffeq.equations import ODE, Equation
 from ndeflow.diffeq.failures import SolverError
@@ -13,7 +15,9 @@ __all__ = [
     "PID",
     "RK4",
     "Adaptive",
+    "Adjoint",
     "Backprop",
+    "Checkpointed",
     "Constant",
     "Controller",
     "Dense",

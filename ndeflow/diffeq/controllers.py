@@ -33,6 +33,10 @@ class Controller(ABC):
     def check(self, solver: Solver, dtype: torch.dtype, packing: Packing | None) -> Controller:
         """Return the controller for states of a dtype and leaves, or refuse what cannot work, before a solve."""
 
+    @abstractmethod
+    def doubled(self, shape: tuple[int, ...]) -> Controller:
+        """Return the controller for states [y, a] of shape (B, 2n), where y and a have the given shape per sample."""
+
 
 class Planned(Controller, ABC):
     """Decides on the steps before the solve, which then never waits for its device."""
@@ -148,6 +152,10 @@ class Constant(Planned):
         """Return itself: equal steps suit every solver."""
         return self
 
+    def doubled(self, shape: tuple[int, ...]) -> Constant:
+        """Return itself."""
+        return self
+
 
 @dataclass(frozen=True)
 class PID(Adaptive):
@@ -237,6 +245,19 @@ class PID(Adaptive):
                 f"atol ≥ {info.tiny:.1e}): loosen them, or give y0.double()"
             )
         return replace(self, norm=_by_leaf(self.norm, packing)) if isinstance(self.norm, Mapping) else self
+
+    def doubled(self, shape: tuple[int, ...]) -> PID:
+        """Return the controller whose norm, if it has one of its own, measures both halves."""
+        norm = self.norm
+        if norm is None:
+            return self
+        assert not isinstance(norm, Mapping)
+
+        def both(x: Tensor) -> Tensor:
+            halves = x.unflatten(1, (2, -1)).unbind(1)
+            return rms(torch.stack([norm(half.reshape(len(x), *shape)) for half in halves], dim=1))
+
+        return replace(self, norm=both)
 
     def error(self, y0: Tensor, step: Step) -> Tensor:
         """Return E of each sample."""

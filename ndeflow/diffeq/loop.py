@@ -236,7 +236,7 @@ def measure(problem: Problem, stride: Stride) -> tuple[Tensor | None, ...]:
 
 
 def run(
-    problem: Problem, watch: Callable[[Cursor, Stride], None] | None = None
+    problem: Problem, watch: Callable[[Cursor, Collector], None] | None = None
 ) -> tuple[Cursor, Collector, Breakdown | None]:
     """Solve a problem with one step size for all samples.
 
@@ -252,7 +252,7 @@ def run(
         for stride in strides(cursor):
             collector.take(cursor, stride)
             if watch:
-                watch(cursor, stride)
+                watch(cursor, collector)
     except Breakdown as breakdown:
         return cursor, collector, breakdown
     return cursor, collector, None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ class Outcome(NamedTuple):
         script: the steps.
         rejected: steps thrown away, (B,).
         nfe: field evaluations, (B,).
+        y: states at the ends, (B, *).
         failures: of the samples that did not get to their end.
     """
 
@@ -64,14 +66,26 @@ class Outcome(NamedTuple):
     script: Script
     rejected: Tensor
     nfe: Tensor
+    y: Tensor
     failures: list[Failure]
 
 
-class _Solve:
-    """One adaptive solve with per-sample steps, without gradients."""
+Visit: TypeAlias = Callable[[Tensor, Stride, Tensor, Tensor, Tensor], Tensor]
+"""Called after each attempt with the samples, the step, who made it, their times and states; returns new states."""
 
-    def __init__(self, problem: Problem, controller: Adaptive) -> None:
-        self.problem, self.controller = problem, controller
+
+class EachSolve:
+    """One adaptive solve with per-sample steps, without gradients.
+
+    Args:
+        problem: what to solve.
+        controller: of the steps.
+        visit: may change the states after each attempt; the solver then begins each step anew.
+    """
+
+    def __init__(self, problem: Problem, controller: Adaptive, visit: Visit | None = None) -> None:
+        self.problem, self.controller, self.visit = problem, controller, visit
+        self.end = problem.y0.clone()
         self.legs: Legs = legs(problem)
         self.count = (self.legs.t0 != self.legs.t1).sum(-1)
         self.sign = (problem.ts[:, -1] - problem.ts[:, 0]).sign()
@@ -93,7 +107,7 @@ class _Solve:
                 eq = self.problem.eq.take(lane.rows)
         nothing = (self.count[:0], self.problem.ts[:0, 0], self.problem.ts[:0, 0], self.count[:0].bool())
         script = arrange(len(self.count), *(torch.cat(column) for column in zip(nothing, *self.log, strict=True)))
-        return Outcome(self.sheet, script, self.rejected, self.nfe, self.failures)
+        return Outcome(self.sheet, script, self.rejected, self.nfe, self.end, self.failures)
 
     def _start(self) -> tuple[Lane, Equation]:
         """All samples that have somewhere to go, with their first steps."""
@@ -146,6 +160,9 @@ class _Solve:
             over=lane.over | ended,
             fresh=torch.where(accept, landed & ~ended & self.legs.fresh[lane.rows, leg], lane.fresh),
         )
+        if self.visit:
+            y = self.visit(lane.rows, stride, accept, following.t, following.y)
+            following = following._replace(y=y, state=None)
         return self._check(self._jump(following, eq, accept), stride, accept)
 
     def _jump(self, lane: Lane, eq: Equation, accept: Tensor) -> Lane:
@@ -191,10 +208,11 @@ class _Solve:
     def _leave(self, lane: Lane) -> Lane:
         """Let those who have ended go."""
         self.rejected[lane.rows], self.nfe[lane.rows] = lane.rejected, lane.nfe
+        self.end[lane.rows] = lane.y
         return pick(lane, (~lane.over).nonzero()[:, 0])
 
 
 @torch.no_grad()
 def run_each(problem: Problem, controller: Adaptive) -> Outcome:
     """Solve a problem with a step size for each sample, without gradients."""
-    return _Solve(problem, controller).run()
+    return EachSolve(problem, controller).run()

@@ -174,6 +174,16 @@ class Sheet:
         self.steps: list[tuple[Tensor, Tensor, tuple[Tensor | None, ...]]] = []
         self.polynomials: list[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = []
 
+    def skip(self, script: Script, first: int) -> None:
+        """Take all that comes before step `first` as read."""
+        if not first:
+            return
+        n = script.live[first - 1]
+        rows = script.order[:n]
+        reached = script.t1[first - 1, :n, None]
+        self.written[rows] |= self.sign[rows] * self.problem.ts.detach()[rows] <= self.sign[rows] * reached
+        self.count[rows] = first
+
     def take(self, eq: Equation, rows: Tensor, stride: Stride, t1: Tensor, at: Tensor | None = None) -> None:
         """Read off a step of the samples `rows`, made by those at the places `at` of them, or by all."""
         problem, some = self.problem, stride
