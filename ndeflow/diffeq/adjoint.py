@@ -58,13 +58,13 @@ class Adjoint(Gradient):
         backward = self.solver or problem.solver
         if backward.weights is None:
             raise ValueError(
-                f"Adjoint cannot integrate gradients with {type(backward).__name__}, which is no weighted sum of stages: "
-                "give Adjoint(solver=Tsit5())"
+                f"Adjoint cannot integrate gradients with {type(backward).__name__}, which is no weighted sum of "
+                "stages: give Adjoint(solver=Tsit5())"
             )
         if problem.record:
             raise ValueError(
-                "record=True under Adjoint would give estimates without gradients: regularize one step at a random time "
-                "(local), use Checkpointed or Backprop, or call under torch.no_grad()"
+                "record=True under Adjoint would give estimates without gradients: regularize one step at a random "
+                "time (local), use Checkpointed or Backprop, or call under torch.no_grad()"
             )
         inspect(problem, "Adjoint")
         with torch.no_grad():
@@ -152,7 +152,7 @@ class _SolveBackward(torch.autograd.Function):
     """A solve as one node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, task: _Task, y0: Tensor, args: Tensor | None, *params: Tensor) -> Tensor:
+    def forward(ctx: Any, task: _Task, y0: Tensor, args: Tensor | None, *params: Tensor) -> Tensor:  # noqa: ARG004
         """Return the outputs of a solve that was made."""
         ctx.task, ctx.has_args = task, args is not None
         ctx.save_for_backward(*([] if args is None else [args]), *params)

@@ -243,8 +243,10 @@ class _Replay(torch.autograd.Function):
         args, params = (rest[0], rest[1:]) if ctx.has_args else (None, rest)
         ys = torch.zeros_like(tape.solution.ys) if grads[0] is None else grads[0]
         with tape.within():
-            whole = torch.is_grad_enabled()
-            found = (_whole if whole else _by_segments)(tape, y0, args, params, (ys, *grads[1:]))
+            if torch.is_grad_enabled():
+                found = _whole(tape, y0, args, params, (ys, *grads[1:]))
+            else:
+                found = _by_segments(tape, args, params, (ys, *grads[1:]))
         return None, *(found if args is not None else (found[0], None, *found[1:]))
 
 
@@ -261,9 +263,7 @@ def _whole(
     return [grads[0][:, 0] if found[0] is None else found[0] + grads[0][:, 0], *found[1:]]
 
 
-def _by_segments(
-    tape: _Tape, y0: Tensor, args: Tensor | None, params: Sequence[Tensor], grads: Sequence
-) -> list[Tensor | None]:
+def _by_segments(tape: _Tape, args: Tensor | None, params: Sequence[Tensor], grads: Sequence) -> list[Tensor | None]:
     """Gradients, segment by segment."""
     if isinstance(tape, _EachTape) and not tape.stored:
         with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -118,7 +119,8 @@ def _check_shape(ts: Tensor, batch: int, each: bool) -> None:
     """Refuse times of a shape that means nothing."""
     if ts.ndim not in (1, 2) or ts.shape[-1] < 2:
         raise ValueError(
-            f"ts must have shape (T,) or (B, T) with T ≥ 2, a start and at least one later output, got {tuple(ts.shape)}"
+            "ts must have shape (T,) or (B, T) with T ≥ 2, a start and at least one later output, got "
+            f"{tuple(ts.shape)}"
         )
     if ts.ndim == 2 and not each:
         raise ValueError(
@@ -155,11 +157,11 @@ def _check_row(name: str, times: list[tuple[int, float]]) -> None:
         if not math.isfinite(t):
             raise ValueError(f"ts must be finite, got {name}[{i}] = {t}")
     forward = times[-1][1] > times[0][1]
-    for (i, t0), (j, t1) in zip(times[:-1], times[1:], strict=True):
+    for (i, t0), (j, t1) in pairwise(times):
         if t0 == t1 or (t1 > t0) != forward:
             raise ValueError(
-                f"ts must be strictly increasing or strictly decreasing, got {name}[{i}] = {t0:g}, {name}[{j}] = {t1:g} "
-                f"between {times[0][1]:g} and {times[-1][1]:g}: sort them and drop repeated ones"
+                f"ts must be strictly increasing or strictly decreasing, got {name}[{i}] = {t0:g}, {name}[{j}] = "
+                f"{t1:g} between {times[0][1]:g} and {times[-1][1]:g}: sort them and drop repeated ones"
             )
 
 
@@ -185,8 +187,8 @@ def warn_of_noise(eq: Equation) -> None:
         if kind not in _warned:
             _warned.add(kind)
             warnings.warn(
-                f"{kind} ({name}) is active inside a field that is solved adaptively: every evaluation sees another field, "
-                "and step sizes follow the noise; use LayerNorm or GroupNorm, or put the layer outside of the solve",
+                f"{kind} ({name}) is active inside a field that is solved adaptively: every evaluation sees another "
+                "field, and step sizes follow the noise; use LayerNorm or GroupNorm, or put the layer outside of the solve",
                 stacklevel=4,
             )
 

@@ -261,7 +261,8 @@ class PID(Adaptive):
 
     def error(self, y0: Tensor, step: Step) -> Tensor:
         """Return E of each sample."""
-        assert step.error is not None and not isinstance(self.norm, Mapping)
+        assert step.error is not None
+        assert not isinstance(self.norm, Mapping)
         scale = torch.maximum(y0.abs(), step.y1.abs()).mul(self.rtol).add(self.atol)
         return (self.norm or rms)(step.error / scale)
 
@@ -367,8 +368,8 @@ def _by_leaf(norms: Mapping[str, Norm | None], packing: Packing | None) -> Norm:
     leaves = [] if packing is None else list(packing.slices)
     if sorted(norms) != sorted(leaves):
         raise ValueError(
-            f"PID's norm has entries {sorted(norms)}, the state has leaves {sorted(leaves) or 'none (it is one tensor)'}: "
-            "give one norm per leaf, None for a leaf that shall not count"
+            f"PID's norm has entries {sorted(norms)}, the state has leaves "
+            f"{sorted(leaves) or 'none (it is one tensor)'}: give one norm per leaf, None for a leaf that shall not count"
         )
     assert packing is not None
     counted = [(packing.slices[name], norm) for name, norm in norms.items() if norm is not None]

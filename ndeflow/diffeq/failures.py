@@ -50,7 +50,8 @@ def finite_samples(x: Tensor) -> Tensor:
 def blame(problem: Problem, cursor: Cursor, breakdown: Breakdown) -> Failure:
     """Return the failure of a solve whose samples share their steps: that of the sample with the largest error."""
     stride = breakdown.stride or cursor.last
-    assert stride is not None and isinstance(problem.controller, Adaptive)
+    assert stride is not None
+    assert isinstance(problem.controller, Adaptive)
     error = problem.controller.error(stride.y0, stride.step)
     assert error is not None
     row = int(error.nan_to_num(nan=torch.inf).argmax())
@@ -76,8 +77,8 @@ def explain(problem: Problem, failures: list[Failure], failed: int) -> SolverErr
     y, f = _sizes(first)
     return SolverError(
         f"{solver}: {together}{' ' if together else ''}sample {first.sample} of {len(problem.y0)} {what} at "
-        f"t={first.t:.6g} of [{float(ts[0]):g}, {float(ts[-1]):g}] ({accepted} accepted, {rejected} rejected, NFE {nfe}, "
-        f"last dt {first.dt:.3g}{scaled}, |y| {y:.3g}, |f| {f:.3g}{others}): {_cause(problem, first, y, f)}; "
+        f"t={first.t:.6g} of [{float(ts[0]):g}, {float(ts[-1]):g}] ({accepted} accepted, {rejected} rejected, "
+        f"NFE {nfe}, last dt {first.dt:.3g}{scaled}, |y| {y:.3g}, |f| {f:.3g}{others}): {_cause(problem, first, y, f)}; "
         "on_failure='nan' returns what was reached"
     )
 
@@ -97,8 +98,8 @@ def _cause(problem: Problem, failure: Failure, y: float, f: float) -> str:
         return "the field is not finite at a state of ordinary size; look for a division, log, sqrt or exp in it"
     if isinstance(problem.controller, Planned):
         return (
-            "the field is too stiff for this step, or the solution itself blows up; take smaller steps, a solver with a "
-            "larger stability_size, or bound the field"
+            "the field is too stiff for this step, or the solution itself blows up; take smaller steps, a solver with "
+            "a larger stability_size, or bound the field"
         )
     if largest >= _GROWN * start or f >= _GROWN * _GROWN * start:
         return "the solution itself blows up there; end the solve before, or bound the field"
@@ -123,8 +124,8 @@ def explain_planned(problem: Problem, ys: Tensor) -> SolverError:
     if found is not None:
         return explain(problem, [found], len(failed))
     return SolverError(
-        f"{type(problem.solver).__name__}: {len(failed)} of {len(ys)} samples, first sample {failed[0]}, are not finite, "
-        "yet the same steps made again are: the field is random, or, where ts requires gradients, not finite at an "
+        f"{type(problem.solver).__name__}: {len(failed)} of {len(ys)} samples, first sample {failed[0]}, are not "
+        "finite, yet the same steps made again are: the field is random, or, where ts requires gradients, not finite at an "
         "output time; make it deterministic within a solve"
     )
 

@@ -86,8 +86,8 @@ def plan(problem: Problem, controller: Planned) -> list[Mark]:
     if sum(counts) > problem.max_steps:
         raise ValueError(
             f"{controller} needs {sum(counts)} steps from t={spans[0][0]:g} to {spans[-1][1]:g} "
-            f"({problem.ts.shape[-1]} output times), max_steps is {problem.max_steps}: take larger steps or fewer output "
-            "times, or raise max_steps"
+            f"({problem.ts.shape[-1]} output times), max_steps is {problem.max_steps}: take larger steps or fewer "
+            "output times, or raise max_steps"
         )
     script = []
     for (t0, t1, fresh), n in zip(spans, counts, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,9 @@ def _leaves(value: object) -> Iterator[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            yield variable
         pending += [following for following, _ in node.next_functions]
 
 
@@ -77,14 +79,14 @@ def _complaint(eq: Equation, strange: list[Tensor], method: str) -> str:
     more = f" and {len(named) - 4} more" if len(named) > 4 else ""
     return (
         f"{method} gives no gradient to what the field uses without owning it: {', '.join(named[:4])}{more}. Make the "
-        "field a module that has it as parameter, pass what is per sample as ODE(f, args=...), detach it if it needs no "
-        "gradient, or use Backprop"
+        "field a module that has it as parameter, pass what is per sample as ODE(f, args=...), detach it if it needs "
+        "no gradient, or use Backprop"
     )
 
 
-def _closed_over(f: object) -> Iterator[tuple[int, str]]:
+def _closed_over(f: Any) -> Iterator[tuple[int, str]]:
     """Tensors and modules' parameters in a function's closure and in the globals it names, with their names."""
-    function = getattr(f, "forward", f) if isinstance(f, nn.Module) else f
+    function: Any = getattr(f, "forward", f) if isinstance(f, nn.Module) else f
     function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None)
     if code is None:

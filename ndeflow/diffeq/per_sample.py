@@ -126,7 +126,7 @@ class EachSolve:
 
     def _attempt(self, lane: Lane, eq: Equation) -> Lane:
         """Try one step of every sample."""
-        problem, solver = self.problem, self.problem.solver
+        solver = self.problem.solver
         sign, end = self.sign[lane.rows], self.legs.t1[lane.rows, lane.leg]
         last = lane.dt * (1 + 1e-10) >= (end - lane.t).abs()
         t1 = torch.where(last, end, lane.t + sign * lane.dt)

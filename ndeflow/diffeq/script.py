@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -191,7 +191,7 @@ class Sheet:
             rows, t1 = rows[at], t1[at]
             some = None
         if problem.record or problem.dense:
-            some = some or pick(stride, at)
+            some = some or cast(Stride, pick(stride, at if at is not None else slice(None)))
             number, begin = self.count[rows], (some.t0, some.dt)
             if problem.record:
                 self.steps.append((number, rows, (*begin, *measure(problem, some))))
@@ -254,7 +254,8 @@ class Sheet:
             nothing = torch.zeros(0, batch, dtype=torch.float64, device=self.count.device)
             return Steps(nothing, nothing, None, None, None, nothing.bool())
         t, dt, error, raw, stiffness = table
-        assert t is not None and dt is not None
+        assert t is not None
+        assert dt is not None
         made = torch.arange(n, device=self.count.device).unsqueeze(-1) < self.count
         return Steps(torch.where(made, t, last), dt, error, raw, stiffness, made)
 
@@ -263,7 +264,8 @@ class Sheet:
         n, batch = int(self.count.max()), len(self.count)
         t0, t1, *coefficients = _table(self.polynomials, n, batch)
         span = self.problem.ts.detach()[:, [0, -1]].T
-        assert t0 is not None and t1 is not None
+        assert t0 is not None
+        assert t1 is not None
         made = torch.arange(n, device=self.count.device).unsqueeze(-1) < self.count
         reached = torch.where(self.count > 0, t1.gather(0, (self.count - 1).clamp(min=0).unsqueeze(0))[0], span[0])
         t0, t1 = (torch.where(made, t, reached) for t in (t0, t1))
@@ -276,7 +278,7 @@ def _table(
     """Columns (n, B, *) of pieces of rows; 0 where there is none."""
     if not pieces:
         return []
-    at = tuple(torch.cat([piece[i] for piece in pieces]) for i in (0, 1))
+    at = torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
     columns = zip(*(piece[2] for piece in pieces), strict=True)
     return [_column(at, [x for x in column if x is not None], n, batch) for column in columns]
 
