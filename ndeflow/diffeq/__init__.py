@@ -8,19 +8,23 @@ from ndeflow.diffeq.failures import SolverError
 from ndeflow.diffeq.gradients import Backprop, Gradient
 from ndeflow.diffeq.integrator import Integrator
 from ndeflow.diffeq.solution import Dense, Solution, Stats, Steps
-from ndeflow.diffeq.solvers import RK4, Euler, Heun, Midpoint, Solver, Step
+from ndeflow.diffeq.solvers import RK4, RK38, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Solver, Step, Tsit5
 
 __all__ = [
     "ODE",
     "PID",
     "RK4",
+    "RK38",
     "Adaptive",
     "Adjoint",
     "Backprop",
+    "Bosh3",
     "Checkpointed",
     "Constant",
     "Controller",
     "Dense",
+    "Dopri5",
+    "Dopri8",
     "Equation",
     "Euler",
     "Gradient",
@@ -28,10 +32,12 @@ __all__ = [
     "Integrator",
     "Midpoint",
     "Planned",
+    "Ralston",
     "Solution",
     "Solver",
     "SolverError",
     "Stats",
     "Step",
     "Steps",
+    "Tsit5",
 ]

@@ -187,8 +187,8 @@ def warn_of_noise(eq: Equation) -> None:
         if kind not in _warned:
             _warned.add(kind)
             warnings.warn(
-                f"{kind} ({name}) is active inside a field that is solved adaptively: every evaluation sees another "
-                "field, and step sizes follow the noise; use LayerNorm or GroupNorm, or put the layer outside of the solve",
+                f"{kind} ({name}) is active inside a field that is solved adaptively: every evaluation sees "
+                "another field, and step sizes follow the noise; use LayerNorm or GroupNorm, or put the layer outside",
                 stacklevel=4,
             )
 

@@ -369,7 +369,7 @@ def _by_leaf(norms: Mapping[str, Norm | None], packing: Packing | None) -> Norm:
     if sorted(norms) != sorted(leaves):
         raise ValueError(
             f"PID's norm has entries {sorted(norms)}, the state has leaves "
-            f"{sorted(leaves) or 'none (it is one tensor)'}: give one norm per leaf, None for a leaf that shall not count"
+            f"{sorted(leaves) or 'none (it is one tensor)'}: give one norm per leaf, None where none counts"
         )
     assert packing is not None
     counted = [(packing.slices[name], norm) for name, norm in norms.items() if norm is not None]

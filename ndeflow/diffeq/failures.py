@@ -78,7 +78,8 @@ def explain(problem: Problem, failures: list[Failure], failed: int) -> SolverErr
     return SolverError(
         f"{solver}: {together}{' ' if together else ''}sample {first.sample} of {len(problem.y0)} {what} at "
         f"t={first.t:.6g} of [{float(ts[0]):g}, {float(ts[-1]):g}] ({accepted} accepted, {rejected} rejected, "
-        f"NFE {nfe}, last dt {first.dt:.3g}{scaled}, |y| {y:.3g}, |f| {f:.3g}{others}): {_cause(problem, first, y, f)}; "
+        f"NFE {nfe}, last dt {first.dt:.3g}{scaled}, |y| {y:.3g}, |f| {f:.3g}{others}): "
+        f"{_cause(problem, first, y, f)}; "
         "on_failure='nan' returns what was reached"
     )
 
@@ -125,8 +126,8 @@ def explain_planned(problem: Problem, ys: Tensor) -> SolverError:
         return explain(problem, [found], len(failed))
     return SolverError(
         f"{type(problem.solver).__name__}: {len(failed)} of {len(ys)} samples, first sample {failed[0]}, are not "
-        "finite, yet the same steps made again are: the field is random, or, where ts requires gradients, not finite at an "
-        "output time; make it deterministic within a solve"
+        "finite, yet the same steps made again are: the field is random, or, where ts requires gradients, not finite at "
+        "an output time; make it deterministic within a solve"
     )
 
 
