@@ -18,7 +18,7 @@ from ndeflow.tensors import rms
 
 
 class RungeKutta(Solver):
-    r"""An explicit Runge–Kutta method; a subclass names its tableau and the facts of `Solver`.
+    r"""An explicit Runge–Kutta method; a subclass names its tableau and states the facts of `Solver`.
 
     .. math:: k_i = f\bigl(t_0 + c_i\,\Delta t,\; y_0 + \textstyle\sum_{j<i} a_{ij} k_j\bigr)\,\Delta u, \qquad
               y_1 = y_0 + \textstyle\sum_i b_i k_i, \qquad
@@ -27,17 +27,20 @@ class RungeKutta(Solver):
     The field is multiplied by the increment once per stage, and the products are combined with
     constants of the tableau, because that is the cheapest form in eager mode, serves every equation
     and turns into constants of a compiled graph.
-
-    Attributes:
-        tableau: the coefficients.
     """
 
-    tableau: ClassVar[Tableau]
+    _tableau: ClassVar[Tableau]
 
-    def __init_subclass__(cls) -> None:
-        """Read off the tableau what a step costs and what it adds up."""
-        cls.evaluations = len(cls.tableau.c) - 1
-        cls.weights = cls.tableau.solution
+    def __init_subclass__(cls, tableau: Tableau) -> None:
+        """Keep the tableau of `class Method(RungeKutta, tableau=…)`, and read off what a step costs and adds up."""
+        cls._tableau = tableau
+        cls.evaluations = len(tableau.c) - 1
+        cls.weights = tableau.solution
+
+    @property
+    def tableau(self) -> Tableau:
+        """The coefficients; an option of a method may choose other weights of the error, nothing else."""
+        return self._tableau
 
     def init(self, eq: Equation, t0: Tensor, y0: Tensor) -> Field:
         """Return the field at the start."""
@@ -67,7 +70,7 @@ class RungeKutta(Solver):
         t1 = t0 + dt
         end = eq.field(t1.to(real_dtype(y0)), step.y1)
         product = eq.apply_field(end, eq.increment(t0, t1).to(real_dtype(y0)))
-        return step._replace(state=end, stages=(*step.stages, product))
+        return step._replace(state=end, stages=(*step.stages, product), fields=(*step.fields, end))
 
     def polynomial(self, step: Step) -> tuple[Tensor, ...]:
         """Combine the stages with the weights of the interpolant."""
@@ -86,12 +89,12 @@ class RungeKutta(Solver):
         if self.tableau.twins is None:
             return None
         i, j = self.tableau.twins
-        k = step.stages
-        moved = _sum((*self.tableau.stages[j], *((m, -w) for m, w in self.tableau.stages[i])), k)
+        k, rows = step.stages, self.tableau.stages
+        moved = _add(y0, rows[j], k) - _add(y0, rows[i], k)  # rounded as the field saw them: else noise over nothing
         change, distance = rms(k[j] - k[i]), rms(moved)
-        still = distance == 0
-        ratio = change / torch.where(still, 1.0, distance) / dt.abs().to(change.dtype)
-        return torch.where(still, 0.0, ratio) / self.stability_size
+        size = distance * dt.abs().to(distance.dtype)
+        still = size == 0
+        return torch.where(still, 0.0, change / torch.where(still, 1.0, size)) / self.stability_size
 
 
 def _add(y: Tensor, terms: Terms, k: Sequence[Tensor]) -> Tensor:
@@ -130,7 +133,7 @@ def _nodes(c: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Euler(RungeKutta):
+class Euler(RungeKutta, tableau=tableaus.EULER):
     r"""Euler's method.
 
     .. math:: y_1 = y_0 + f(t_0, y_0)\,\Delta t
@@ -142,7 +145,6 @@ class Euler(RungeKutta):
     tensor([[0.9000]])
     """
 
-    tableau: ClassVar[Tableau] = tableaus.EULER
     order: ClassVar[float] = 1
     error_order: ClassVar[float | None] = None
     interpolation_order: ClassVar[int] = 1
@@ -150,15 +152,14 @@ class Euler(RungeKutta):
 
 
 @dataclass(frozen=True)
-class Midpoint(RungeKutta):
+class Midpoint(RungeKutta, tableau=tableaus.MIDPOINT):
     r"""The explicit midpoint rule with an embedded Euler step.
 
     .. math:: y_1 = y_0 + f\bigl(t_0 + \tfrac12\Delta t,\; y_0 + \tfrac12 f(t_0, y_0)\,\Delta t\bigr)\,\Delta t
 
-    It never evaluates the field at the end of the step.
+    A step never evaluates the field at its end.
     """
 
-    tableau: ClassVar[Tableau] = tableaus.MIDPOINT
     order: ClassVar[float] = 2
     error_order: ClassVar[float | None] = 1
     interpolation_order: ClassVar[int] = 3
@@ -166,7 +167,7 @@ class Midpoint(RungeKutta):
 
 
 @dataclass(frozen=True)
-class Heun(RungeKutta):
+class Heun(RungeKutta, tableau=tableaus.HEUN):
     r"""Heun's method (explicit trapezoidal rule) with an embedded Euler step.
 
     .. math:: \hat y_1 = y_0 + f(t_0, y_0)\,\Delta t, \qquad
@@ -174,7 +175,6 @@ class Heun(RungeKutta):
               e = y_1 - \hat y_1
     """
 
-    tableau: ClassVar[Tableau] = tableaus.HEUN
     order: ClassVar[float] = 2
     error_order: ClassVar[float | None] = 1
     interpolation_order: ClassVar[int] = 3
@@ -182,7 +182,24 @@ class Heun(RungeKutta):
 
 
 @dataclass(frozen=True)
-class RK4(RungeKutta):
+class Ralston(RungeKutta, tableau=tableaus.RALSTON):
+    r"""Ralston's method with an embedded Euler step: of the methods of two stages, that of the least error bound.
+
+    .. math:: y_1 = y_0 + \tfrac14 f(t_0, y_0)\,\Delta t
+              + \tfrac34 f\bigl(t_0 + \tfrac23\Delta t,\; y_0 + \tfrac23 f(t_0, y_0)\,\Delta t\bigr)\,\Delta t
+
+    Reference:
+        Ralston, "Runge–Kutta methods with minimum error bounds", 1962.
+    """
+
+    order: ClassVar[float] = 2
+    error_order: ClassVar[float | None] = 1
+    interpolation_order: ClassVar[int] = 3
+    stability_size: ClassVar[float] = 2.0
+
+
+@dataclass(frozen=True)
+class RK4(RungeKutta, tableau=tableaus.RK4):
     r"""The classical Runge–Kutta method.
 
     .. math:: k_1 &= f(t_0, y_0)\,\Delta t, &
@@ -194,8 +211,122 @@ class RK4(RungeKutta):
     The stability size is the real root of 1 + z + z²/2 + z³/6 + z⁴/24 = 1.
     """
 
-    tableau: ClassVar[Tableau] = tableaus.RK4
     order: ClassVar[float] = 4
     error_order: ClassVar[float | None] = None
     interpolation_order: ClassVar[int] = 3
     stability_size: ClassVar[float] = 2.785293563405282
+
+
+@dataclass(frozen=True)
+class RK38(RungeKutta, tableau=tableaus.RK38):
+    r"""The 3/8 rule of Kutta.
+
+    .. math:: k_1 &= f(t_0, y_0)\,\Delta t, &
+              k_2 &= f(t_0 + \tfrac13\Delta t,\, y_0 + \tfrac13 k_1)\,\Delta t, \\
+              k_3 &= f(t_0 + \tfrac23\Delta t,\, y_0 - \tfrac13 k_1 + k_2)\,\Delta t, &
+              k_4 &= f(t_0 + \Delta t,\, y_0 + k_1 - k_2 + k_3)\,\Delta t, \\
+              y_1 &= y_0 + \tfrac18 (k_1 + 3 k_2 + 3 k_3 + k_4)
+
+    Reference:
+        Kutta, "Beitrag zur näherungsweisen Integration totaler Differentialgleichungen", 1901.
+    """
+
+    order: ClassVar[float] = 4
+    error_order: ClassVar[float | None] = None
+    interpolation_order: ClassVar[int] = 3
+    stability_size: ClassVar[float] = 2.785293563405282
+
+
+@dataclass(frozen=True)
+class Bosh3(RungeKutta, tableau=tableaus.BOSH3):
+    r"""The pair of orders 3(2) of Bogacki and Shampine: three field calls per step, for loose tolerances.
+
+    .. math:: y_1 = y_0 + \tfrac19 (2 k_1 + 3 k_2 + 4 k_3), \qquad
+              \hat y_1 = y_0 + \tfrac1{24} (7 k_1 + 6 k_2 + 8 k_3 + 3 k_4)
+
+    with k₂ and k₃ at ½ and ¾ of the step and k₄ at its end, where the next step begins.
+
+    Reference:
+        Bogacki, Shampine, "A 3(2) pair of Runge–Kutta formulas", 1989.
+    """
+
+    order: ClassVar[float] = 3
+    error_order: ClassVar[float | None] = 2
+    interpolation_order: ClassVar[int] = 3
+    stability_size: ClassVar[float] = 2.5127453266183286
+
+
+@dataclass(frozen=True)
+class Dopri5(RungeKutta, tableau=tableaus.DOPRI5):
+    """The pair of orders 5(4) of Dormand and Prince: six field calls per step, the seventh begins the next one.
+
+    The solution is y₁ = y₀ + Σ bᵢ kᵢ of order 5, the error estimate its difference from an embedded
+    formula of order 4. Between the ends it is the quartic polynomial through both ends, their fields
+    and a formula of order 4 in the middle of the step.
+
+    Args:
+        shampine: which embedded formula: that of Dormand and Prince (False), as in SciPy and in Hairer's code, or that
+            of Shampine (True), as in torchdiffeq, whose error estimate is ⅔ of the other. The solution of a step is
+            the same, the steps that a controller chooses are not.
+
+    Raises:
+        TypeError: `shampine` is not a bool.
+
+    References:
+        Dormand, Prince, "A family of embedded Runge–Kutta formulae", 1980.
+        Shampine, "Some practical Runge–Kutta formulas", 1986 (the middle of the step; the other embedded formula).
+        Hairer, Nørsett, Wanner, "Solving Ordinary Differential Equations I", 1993, section II.5, table 5.2.
+    """
+
+    shampine: bool = False
+    order: ClassVar[float] = 5
+    error_order: ClassVar[float | None] = 4
+    interpolation_order: ClassVar[int] = 4
+    stability_size: ClassVar[float] = 3.3065678926349465
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shampine, bool):
+            raise TypeError(f"Dopri5 takes shampine=True or False, got {self.shampine!r}")
+
+    @property
+    def tableau(self) -> Tableau:
+        """The coefficients, with the embedded formula chosen."""
+        return tableaus.DOPRI5_SHAMPINE if self.shampine else self._tableau
+
+
+@dataclass(frozen=True)
+class Tsit5(RungeKutta, tableau=tableaus.TSIT5):
+    """The pair of orders 5(4) of Tsitouras: as many field calls as `Dopri5`, smaller errors for most problems.
+
+    The solution is y₁ = y₀ + Σ bᵢ kᵢ of order 5, the error estimate its difference from an embedded
+    formula of order 4. Between the ends the stages themselves give a quartic of order 4, y₀ + Σ bᵢ(θ) kᵢ
+    with bᵢ(1) = bᵢ.
+
+    Reference:
+        Tsitouras, "Runge–Kutta pairs of order 5(4) satisfying only the first column simplifying assumption", 2011.
+    """
+
+    order: ClassVar[float] = 5
+    error_order: ClassVar[float | None] = 4
+    interpolation_order: ClassVar[int] = 4
+    stability_size: ClassVar[float] = 3.506846993804948
+
+
+@dataclass(frozen=True)
+class Dopri8(RungeKutta, tableau=tableaus.DOPRI8):
+    """The pair of orders 8(7) of Prince and Dormand: thirteen field calls per step, for tight tolerances.
+
+    The solution is y₁ = y₀ + Σ bᵢ kᵢ of order 8 by thirteen stages, the error estimate its difference from
+    an embedded formula of order 7; a fourteenth stage at the end of the step begins the next one.
+
+    Between the ends it is only the cubic of Hermite, of order 3: an output inside a step loses the
+    accuracy that the steps have. Outputs that steps land on are exact to order 8.
+
+    Reference:
+        Prince, Dormand, "High order embedded Runge–Kutta formulae", 1981 (their formula RK8(7)13M).
+    """
+
+    order: ClassVar[float] = 8
+    error_order: ClassVar[float | None] = 7
+    interpolation_order: ClassVar[int] = 3
+    stability_size: ClassVar[float] = 5.166633619968107
