@@ -105,6 +105,7 @@ def test_to_finish_a_step_costs_the_next_first_field_at_most(solver, batched):
     assert len(calls) == len(done.stages) - len(step.stages) == len(done.fields) - len(step.fields)
     assert solver.finish(eq, t0, dt, y0, done) is done
     assert done.y1 is step.y1
+    assert (done.state is None) == (solver.interpolation_order == 1)
     if done.state is not None:
         assert torch.equal(done.state, solver.init(eq, t0 + dt, step.y1))
 

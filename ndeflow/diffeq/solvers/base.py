@@ -22,7 +22,7 @@ class Step(NamedTuple):
         error: embedded estimate of the step's local error, shape (B, *), or None.
         state: what the next step needs beside y1, or None if it has to ask `Solver.init`.
         stages: products of field and increment, one (B, *) per stage, the first at the start.
-        fields: the fields of these products, in the form that the equation gives them.
+        fields: the fields of these products, in the form that the equation gives them, one per stage.
     """
 
     y1: Tensor
@@ -44,7 +44,7 @@ class Solver(ABC):
         evaluations: field calls of one step from a given state.
         stability_size: |z| of the largest real interval [−|z|, 0] on which the step is stable for
             y' = λy, z = λΔt.
-        interpolation_order: q, the interpolant between the ends of a step being in error by O(Δt^(q+1)).
+        interpolation_order: q, the interpolant between exact ends of a step being in error by O(Δt^(q+1)).
         weights: how much of each stage's product is in y1 − y0, as (stage, weight), if y1 is such a sum: what
             `Adjoint` integrates the gradients of parameters with; else None.
     """
@@ -83,7 +83,7 @@ class Solver(ABC):
     def finish(self, eq: Equation, t0: Tensor, dt: Tensor, y0: Tensor, step: Step) -> Step:
         """Return a step with all that its interpolant needs.
 
-        That may cost one field call at the end of the step; the step's `state` is then no longer None.
+        That may cost one field call at the end of the step, which is then in `stages`, `fields` and `state`.
         """
 
     @abstractmethod
