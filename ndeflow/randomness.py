@@ -147,7 +147,7 @@ def uniform(keys: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torc
     _check(dtype)
     digits = 24 if dtype == torch.float32 else 53
     bits = _bits(keys, math.prod(shape))
-    return ((bits >> (64 - digits)) & ((1 << digits) - 1)).to(dtype).mul_(2.0**-digits).reshape(*keys.shape, *shape)
+    return ((bits >> (64 - digits)) & ((1 << digits) - 1)).to(dtype).mul_(2.0**-digits).reshape((*keys.shape, *shape))
 
 
 def normal(keys: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
@@ -175,4 +175,4 @@ def normal(keys: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch
         angle = bits[..., 1] * (2.0 * math.pi * 2.0**-53)
     radius = radius.log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
     both = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
-    return both.flatten(-2)[..., :n].reshape(*keys.shape, *shape)
+    return both.flatten(-2)[..., :n].reshape((*keys.shape, *shape))

@@ -5,6 +5,7 @@ from ndeflow.diffeq.checkpointed import Checkpointed
 from ndeflow.diffeq.controllers import PID, Adaptive, Constant, Controller, Planned
 from ndeflow.diffeq.equations import ODE, Equation
 from ndeflow.diffeq.failures import SolverError
+from ndeflow.diffeq.gradient_check import GradientCheck, check_gradient
 from ndeflow.diffeq.gradients import Backprop, Gradient
 from ndeflow.diffeq.integrator import Integrator
 from ndeflow.diffeq.solution import Dense, Solution, Stats, Steps
@@ -28,6 +29,7 @@ __all__ = [
     "Equation",
     "Euler",
     "Gradient",
+    "GradientCheck",
     "Heun",
     "Integrator",
     "Midpoint",
@@ -40,4 +42,5 @@ __all__ = [
     "Step",
     "Steps",
     "Tsit5",
+    "check_gradient",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from ndeflow.tensors import Packing, expand_time, rms
 _MOST = 2**62  # a count beyond every budget, where the quotient would overflow
 Real: TypeAlias = Any
 """A float in shared stepping, a float64 tensor (B,) in per-sample stepping; all formulas serve both."""
+Numbers: TypeAlias = Any
+"""A float, or a NumPy array of float64 (B,)."""
 Norm: TypeAlias = Callable[[Tensor], Tensor]
 """Maps scaled errors (B, *) to one number ≥ 0 per sample (B,)."""
 
@@ -83,8 +86,8 @@ class Adaptive(Controller, ABC):
     @abstractmethod
     def init(
         self, eq: Equation, solver: Solver, t0: Tensor, span: Tensor, y0: Tensor, state: State
-    ) -> tuple[Tensor, int]:
-        """Return the size of the first step, of the shape of t0, and how many field calls it took to find it.
+    ) -> tuple[Real, int]:
+        """Return the size of the first step, and how many field calls it took to find it.
 
         Args:
             eq: the equation.
@@ -277,49 +280,49 @@ class PID(Adaptive):
         return torch.linalg.vector_norm(step.error / scale) / scale.numel() ** 0.5
 
     @torch.no_grad()
+    @np.errstate(all="ignore")  # a field that is not finite shows in the first step
     def init(
         self, eq: Equation, solver: Solver, t0: Tensor, span: Tensor, y0: Tensor, state: State
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Real, int]:
         r"""Estimate a first step whose Euler step and its change are small beside the tolerances.
 
         Reference:
             Hairer, Nørsett, Wanner, 1993, section II.4, "Starting step size".
         """
-        length = span.abs()
+        length = span.abs().cpu().numpy()
         if self.dt0 is not None:
-            return self._within(length.clamp(max=self.dt0)), 0
-        shared = t0.ndim == 0
-        size = self._size(y0, shared)
-        f0 = eq.apply_field(solver.field_at_start(state), eq.increment(t0, t0 + span).to(real_dtype(y0)))
-        d0, d1 = size(y0), size(f0) / length
+            return self._sized(np.minimum(self.dt0, length), t0), 0
+        dtype = real_dtype(y0)
+        du = eq.increment(t0, t0 + span).to(dtype)
+        scale, shared = y0.abs().mul_(self.rtol).add_(self.atol), t0.ndim == 0
+        k0 = eq.apply_field(solver.field_at_start(state), du)
+        d0, d1 = self._size(y0 / scale, shared), self._size(k0 / scale, shared) / length
         small = (d0 < 1e-5) | (d1 < 1e-5)
-        h0 = torch.where(small, 1e-6, 0.01 * d0 / torch.where(small, 1.0, d1)).minimum(length)
-        h = h0.copysign(span)
-        y1 = y0 + f0 * expand_time((h / span).to(real_dtype(y0)), y0)
-        f1 = eq.apply_field(eq.field((t0 + h).to(real_dtype(y0)), y1), eq.increment(t0, t0 + span).to(real_dtype(y0)))
-        d2 = size(f1 - f0) / length / h0
-        largest = torch.maximum(d1, d2)
+        h0 = np.minimum(np.where(small, 1e-6, 0.01 * d0 / np.where(small, 1.0, d1)), length)
+        share = torch.as_tensor(h0 / length, device=y0.device)
+        y1 = y0 + k0 * expand_time(share.to(dtype), y0)
+        k1 = eq.apply_field(eq.field((t0 + share * span).to(dtype), y1), du)
+        d2 = self._size((k1 - k0) / scale, shared) / length / h0
+        largest = np.maximum(d1, d2)
         assert solver.error_order is not None
         flat = largest <= 1e-15
-        h1 = (0.01 / torch.where(flat, 1.0, largest)) ** (1.0 / (solver.error_order + 1))
-        h1 = torch.where(flat, (1e-3 * h0).clamp(min=1e-6), h1)
-        found = torch.minimum(100 * h0, h1).minimum(length)
-        return self._within(torch.where(found.isfinite(), found, 1e-6 * length)), 1
+        h1 = (0.01 / np.where(flat, 1.0, largest)) ** (1.0 / (solver.error_order + 1))
+        h1 = np.where(flat, np.maximum(1e-6, 1e-3 * h0), h1)
+        found = np.minimum(np.minimum(100 * h0, h1), length)
+        return self._sized(np.where(np.isfinite(found), found, 1e-6 * length), t0), 1
 
-    def _size(self, y0: Tensor, shared: bool) -> Callable[[Tensor], Tensor]:
-        """The norm scaled by the tolerances at y0, in float64."""
+    def _size(self, scaled: Tensor, shared: bool) -> Numbers:
+        """The norm of a scaled state, of the batch or of each sample."""
         assert not isinstance(self.norm, Mapping)
-        scale, norm = y0.abs().mul(self.rtol).add(self.atol), self.norm or rms
+        if shared and self.norm is None:
+            return float(torch.linalg.vector_norm(scaled)) / scaled.numel() ** 0.5
+        norms = (self.norm or rms)(scaled).to(torch.float64)
+        return float(rms(norms.unsqueeze(0))) if shared else norms.cpu().numpy()
 
-        def size(x: Tensor) -> Tensor:
-            norms = norm(x / scale).to(torch.float64)
-            return rms(norms.unsqueeze(0))[0] if shared else norms
-
-        return size
-
-    def _within(self, dt: Tensor) -> Tensor:
-        """Clamp a step between dt_min and dt_max."""
-        return dt.clamp(self.dt_min or 0.0, self.dt_max or math.inf)
+    def _sized(self, dt: Numbers, t0: Tensor) -> Real:
+        """A first step between dt_min and dt_max, as a float or as a tensor beside t0."""
+        dt = np.clip(dt, self.dt_min or 0.0, self.dt_max or math.inf)
+        return torch.as_tensor(dt, device=t0.device) if t0.ndim else float(dt)
 
     def judge(self, dt: Real, norm: Real, memory: Memory, solver: Solver) -> Verdict:
         """Apply the equation above."""

@@ -126,8 +126,8 @@ def explain_planned(problem: Problem, ys: Tensor) -> SolverError:
         return explain(problem, [found], len(failed))
     return SolverError(
         f"{type(problem.solver).__name__}: {len(failed)} of {len(ys)} samples, first sample {failed[0]}, are not "
-        "finite, yet the same steps made again are: the field is random, or, where ts requires gradients, not finite at "
-        "an output time; make it deterministic within a solve"
+        "finite, yet the same steps made again are: the field is random, or, where ts requires gradients, not finite "
+        "at an output time; make it deterministic within a solve"
     )
 
 

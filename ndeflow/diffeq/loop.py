@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.diffeq.controllers import Adaptive, Memory, Planned
-from ndeflow.diffeq.problem import Breakdown, Problem, Stride, legs
+from ndeflow.diffeq.problem import Breakdown, Problem, Stride, spans
 from ndeflow.diffeq.solution import Dense, Solution, Stats, Steps
 from ndeflow.diffeq.solvers.base import State, Step
 from ndeflow.tensors import rms
@@ -81,16 +81,16 @@ def plan(problem: Problem, controller: Planned) -> list[Mark]:
     Raises:
         ValueError: there are more steps than the budget allows.
     """
-    spans = [leg for leg in zip(*(x.tolist() for x in legs(problem)), strict=True) if leg[0] != leg[1]]
-    counts = [controller.cuts(t0, t1, problem.resolution) for t0, t1, _ in spans]
+    ways = spans(problem)
+    counts = [controller.cuts(t0, t1, problem.resolution) for t0, t1, _ in ways]
     if sum(counts) > problem.max_steps:
         raise ValueError(
-            f"{controller} needs {sum(counts)} steps from t={spans[0][0]:g} to {spans[-1][1]:g} "
+            f"{controller} needs {sum(counts)} steps from t={ways[0][0]:g} to {ways[-1][1]:g} "
             f"({problem.ts.shape[-1]} output times), max_steps is {problem.max_steps}: take larger steps or fewer "
             "output times, or raise max_steps"
         )
     script = []
-    for (t0, t1, fresh), n in zip(spans, counts, strict=True):
+    for (t0, t1, fresh), n in zip(ways, counts, strict=True):
         times = [*(t0 + (t1 - t0) * (i / n) for i in range(n)), t1]
         script += [Mark(times[i], times[i + 1], fresh and i == 0) for i in range(n)]
     return script
@@ -109,12 +109,12 @@ def scripted(cursor: Cursor, script: Sequence[Mark]) -> Iterator[Stride]:
 def adaptive(cursor: Cursor, controller: Adaptive) -> Iterator[Stride]:
     """Make steps as large as the controller allows, and wait for the device once per attempt."""
     problem, dt, memory = cursor.problem, math.nan, Memory(1.0, 1.0, False)
-    spans = [leg for leg in zip(*(x.tolist() for x in legs(problem)), strict=True) if leg[0] != leg[1]]
-    for t, end, fresh in spans:
+    ways = spans(problem)
+    for t, end, fresh in ways:
         if fresh:
             cursor.state = None
         if not cursor.script and math.isnan(dt):
-            dt = _first_step(cursor, controller, t, spans[-1][1])
+            dt = _first_step(cursor, controller, t, ways[-1][1])
         while t != end:
             t, dt, memory, stride = _accepted(cursor, controller, (t, end, fresh), dt, memory)
             fresh = False
@@ -130,7 +130,7 @@ def _first_step(cursor: Cursor, controller: Adaptive, t0: float, end: float) -> 
         problem.eq, problem.solver, start, _time(end - t0, cursor.y), cursor.y.detach(), state
     )
     cursor.nfe += evaluations
-    return float(dt)
+    return dt
 
 
 def _accepted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -87,6 +88,15 @@ def legs(problem: Problem) -> Legs:
     t0 = torch.cat([ts[..., :1], nexts[..., :-1]], dim=-1)
     fresh = torch.cat([torch.zeros_like(fresh[..., :1]), fresh[..., :-1]], dim=-1)
     return Legs(t0, ends, fresh)
+
+
+def spans(problem: Problem) -> list[tuple[float, float, bool]]:
+    """Return the legs of a problem in shared stepping as numbers: start, end, whether behind a jump."""
+    if not problem.eq.jumps:
+        times = problem.ts.tolist()
+        stops = times if problem.land else [times[0], times[-1]]
+        return [(t0, t1, False) for t0, t1 in pairwise(stops)]
+    return [leg for leg in zip(*(x.tolist() for x in legs(problem)), strict=True) if leg[0] != leg[1]]
 
 
 def _jumps_within(problem: Problem) -> list[float]:
