@@ -145,7 +145,7 @@ class _AdjointEquation(Equation):
     @torch.enable_grad()
     def take(self, rows: Tensor) -> Equation:
         """The same for some samples; gradients go on to reach the args of all."""
-        return super().take(rows)
+        return _AdjointEquation(self.eq.take(rows), self.shape)
 
 
 class _SolveBackward(torch.autograd.Function):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ndeflow.diffeq.equations import States
-from ndeflow.tensors import Packing
+
+
+class Unpacker(Protocol):
+    """What turns a tensor back into the state it was made of."""
+
+    def unpack(self, packed: Tensor) -> States:
+        """Return the state in a tensor (…, n)."""
 
 
 class Stats(NamedTuple):
@@ -124,7 +130,7 @@ class Solution(NamedTuple):
     stats: Stats
     steps: Steps | None = None
     dense: Dense | None = None
-    packing: Packing | None = None
+    packing: Unpacker | None = None
 
     def at(self, t: Tensor | float) -> States:
         """Return the states at any times within the solve.
