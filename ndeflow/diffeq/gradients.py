@@ -69,7 +69,8 @@ def solve_each(problem: Problem) -> Solution:
         return outcome.sheet.solution(outcome.rejected, outcome.nfe)
     sheet, again = make_again(problem, outcome.script)
     solution = sheet.solution(outcome.rejected, outcome.nfe + outcome.sheet.nfe - sheet.nfe)
-    return solution._replace(stats=solution.stats._replace(nfe_backward=again + sheet.nfe))
+    stats = solution.stats._replace(accepted=outcome.sheet.count, nfe_backward=again + sheet.nfe)
+    return solution._replace(stats=stats)
 
 
 def find_steps(problem: Problem) -> Outcome:

@@ -18,7 +18,7 @@ from ndeflow.diffeq.gradients import Backprop, Gradient, solve_in_time
 from ndeflow.diffeq.problem import Problem
 from ndeflow.diffeq.solution import Solution
 from ndeflow.diffeq.solvers.base import Solver
-from ndeflow.tensors import Packing, expand_time
+from ndeflow.tensors import Packing
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,11 @@ class Integrator:
             return solution
         if self.on_failure == "raise":
             raise explain_planned(problem, solution.ys)
-        return solution._replace(ys=solution.ys.masked_fill(~expand_time(ok, solution.ys), math.nan))
+        # Solved once more without them: 0 · ∞ would reach the gradients of what all samples share.
+        rows = ok.nonzero()[:, 0]
+        ts = problem.ts if problem.shared else problem.ts[rows]
+        ys = self.gradient.solve(problem._replace(eq=problem.eq.take(rows), y0=problem.y0[rows], ts=ts)).ys
+        return solution._replace(ys=torch.full_like(solution.ys, math.nan).index_copy(0, rows, ys))
 
 
 _CHOICES = {

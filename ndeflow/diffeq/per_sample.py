@@ -106,8 +106,21 @@ class EachSolve:
                 lane = self._leave(lane)
                 eq = self.problem.eq.take(lane.rows)
         nothing = (self.count[:0], self.problem.ts[:0, 0], self.problem.ts[:0, 0], self.count[:0].bool())
-        script = arrange(len(self.count), *(torch.cat(column) for column in zip(nothing, *self.log, strict=True)))
+        rows, *steps = (torch.cat(column) for column in zip(nothing, *self.log, strict=True))
+        useful = self._useful(rows, steps[0])
+        script = arrange(len(self.count), rows[useful], *(column[useful] for column in steps))
         return Outcome(self.sheet, script, self.rejected, self.nfe, self.end, self.failures)
+
+    def _useful(self, rows: Tensor, t0: Tensor) -> Tensor:
+        """Which steps are worth making again: of a sample that failed, those up to the last output that it reached.
+
+        In those behind it may grow beyond bounds, and 0 · ∞ would reach the gradients of what all samples share.
+        """
+        failed = torch.zeros_like(self.count, dtype=torch.bool)
+        failed[[failure.sample for failure in self.failures]] = True
+        signed = self.sign.unsqueeze(1) * self.problem.ts
+        reached = signed.masked_fill(~self.sheet.written, -torch.inf).amax(1)
+        return ~failed[rows] | (self.sign[rows] * t0 < reached[rows])
 
     def _start(self) -> tuple[Lane, Equation]:
         """All samples that have somewhere to go, with their first steps."""
@@ -183,8 +196,8 @@ class EachSolve:
 
     def _check(self, lane: Lane, stride: Stride, accept: Tensor) -> Lane:
         """Find the samples that cannot go on."""
-        ulp = 4 * torch.finfo(torch.float64).eps * lane.t.abs()
-        least = ulp.clamp(min=max(self.controller.dt_min or 0.0, 1e-300))
+        largest = torch.maximum(lane.t.abs(), self.legs.t1[lane.rows, lane.leg].abs())
+        least = (4 * torch.finfo(torch.float64).eps * largest).clamp(min=self.controller.dt_min or 0.0)
         stuck = ~lane.over & ~accept & (lane.dt < least)
         spent = ~lane.over & (lane.accepted + lane.rejected >= self.problem.max_steps)
         failed = stuck | spent
