@@ -55,6 +55,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._made = False
         self._lock: Any = None
 
     @property
@@ -85,6 +86,7 @@ class RunDirectory:
             ConfigError: the directory cannot be written, another process uses it, or `overwrite` would
                 delete something that is no run.
         """
+        self._made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -126,10 +128,14 @@ class RunDirectory:
         os.replace(temporary, self.path / "state")
 
     def close(self) -> None:
-        """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Release the lock; a directory that a start has made for nothing goes with it."""
+        if self._lock is None:
+            return
+        if self._made and [p.name for p in self.path.glob("*")] == ["lock"]:
+            (self.path / "lock").unlink()
+            self.path.rmdir()
+        self._lock.close()
+        self._lock = None
 
 
 def run_name(settings: Run, default: str) -> str:
@@ -155,8 +161,8 @@ def decide(directory: RunDirectory, config: Mapping[str, Any], overwrite: bool) 
     config as it is now.
 
     Raises:
-        ConfigError: the directory holds another run, or the checkpoint is of another model.
-        CheckpointError: a named checkpoint is missing or unreadable.
+        ConfigError: the directory holds another run, or a named checkpoint is missing or of another model.
+        CheckpointError: a checkpoint is unreadable.
     """
     resume = str(config.get("resume", "auto"))
     if resume not in ("auto", "none"):
