@@ -230,6 +230,8 @@ def run_command(arguments: list[str]) -> int:
 
     try:
         command(*given, request)
+    except ConfigError:
+        raise  # also where it is a CheckpointError: a path that leads to none
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -133,8 +133,18 @@ def test_another_global_batch_cannot_continue_the_order(tiny, capsys):
     assert "batch_size=128, the checkpoint was written with 256" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"holds other weights than the config builds \(first: .*init\.from"):
         tiny("module.model.net.width=8", "resume=runs/tiny", "trainer.max_steps=14")
-    assert tiny("resume=runs/nowhere") == 1
-    assert "no checkpoint or run directory" in capsys.readouterr().err
+
+
+def test_a_path_without_a_checkpoint_is_a_wrong_config_and_a_damaged_checkpoint_a_failure(tiny, capsys):
+    Path("damaged.ckpt").write_bytes(b"torn")
+    for key in ("resume", "init.from"):
+        with pytest.raises(ConfigError, match=r"no checkpoint or run directory runs/nowhere"):
+            tiny("run.name=a", f"{key}=runs/nowhere")
+        assert tiny("run.name=a", f"{key}=damaged.ckpt") == 1
+        assert "checkpoint damaged.ckpt is unreadable" in capsys.readouterr().err
+        # Where nothing was begun, nothing is left.
+        assert Path("runs/a").exists() == (key == "init.from")
+    assert Path("runs/a/state").read_text() == "failed\n"
 
 
 def test_sampling_has_an_address(tiny, capsys):
@@ -262,8 +272,8 @@ def test_wrong_commands(command):
 
 
 def test_sampling_nothing_and_wrong_names(tiny, capsys):
-    assert run_command(["sample", "runs/nowhere"]) == 1
-    assert "no checkpoint or run directory" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no checkpoint or run directory"):
+        run_command(["sample", "runs/nowhere"])
     assert tiny() == 0
     for arguments, text in ((["sampler=Huen"], "did you mean Heun"), (["label=3"], "unconditional"), (["n=0"], "n=0")):
         with pytest.raises(ConfigError, match=text):

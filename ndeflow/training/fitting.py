@@ -75,10 +75,14 @@ def fit(config: dict[str, Any], name: str = "run", command: Sequence[str] = ()) 
         directory.open(settings.overwrite)
     try:
         return _fit_in(directory, config, settings.overwrite, flag, command)
+    except ConfigError:
+        raise  # also where it is a CheckpointError: a path that leads to none
     except EXPLAINED as error:
         console.fail(error)
-        saved = step_files(directory.checkpoints)
-        console.say(f"last checkpoint: {saved[-1] if saved else 'none'}; run directory {directory.path}", error=True)
+        if directory.state:  # else nothing was begun
+            saved = step_files(directory.checkpoints)
+            text = f"last checkpoint: {saved[-1] if saved else 'none'}; run directory {directory.path}"
+            console.say(text, error=True)
         return FAILURE
     finally:
         console.log_to(None)
