@@ -31,11 +31,18 @@ class Run:
         name: name of the run directory, by default that of the config file.
         root: folder of run directories.
         overwrite: delete what an earlier run left in the directory.
+
+    Raises:
+        ValueError: a name that is not one component of a path.
     """
 
     name: str | None = None
     root: str = "runs"
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
+            raise ValueError(f"name={self.name!r}: give the name of one folder in run.root, or leave it out")
 
 
 def is_rank_zero() -> bool:
