@@ -171,6 +171,18 @@ def test_evaluate_prints_and_writes_numbers_with_their_floor(tiny, capsys):
     assert "× floor" in capsys.readouterr().out
 
 
+def test_evaluating_with_damaged_data_is_a_failure_of_one_line(tiny, capsys):
+    assert tiny() == 0
+    checkpoint = files.read("runs/tiny/ckpt/best.ckpt")
+    checkpoint["ndeflow"]["config"]["data"] = {"_target_": "ndeflow.data.MNIST", "batch_size": 9, "root": "."}
+    files.write(checkpoint, "runs/tiny/ckpt/best.ckpt")
+    Path("mnist.npz").write_bytes(b"torn")
+    capsys.readouterr()
+    assert run_command(["evaluate", "runs/tiny"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: data (MNIST): mnist.npz")
+
+
 def test_load_in_a_notebook_is_ready_and_draws_nothing_from_the_global_generator(tiny):
     assert tiny() == 0
     before = torch.get_rng_state()

@@ -54,6 +54,10 @@ class Arrays(Dataset[dict[str, Tensor]]):
         return raw.to(torch.float32) * self.scale + self.shift
 
 
+class DataError(Exception):
+    """The data cannot be had; the message says which file is missing or damaged and what to do."""
+
+
 class DataOrderError(ValueError):
     """A run cannot go on with these data: the order of the samples would be another one."""
 
@@ -145,6 +149,18 @@ class DataModule(pl.LightningDataModule, ABC):
         """Load the arrays once, whatever the stage."""
         if self._splits is None:
             self._splits = self._checked(self.load())
+
+    def ready(self) -> None:
+        """Fetch and load the data, so that what is missing or damaged shows before anything is computed.
+
+        Raises:
+            DataError: they cannot be had.
+        """
+        try:
+            self.prepare_data()
+            self.setup("fit")
+        except (OSError, ValueError) as error:
+            raise DataError(f"data ({type(self).__name__}): {error}") from error
 
     def summary(self) -> str:
         """Return one line on the samples and the order; it loads them."""

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ndeflow import config as configs
 from ndeflow.config import ConfigError
-from ndeflow.data.loading import DataModule, DataOrderError
+from ndeflow.data.loading import DataError, DataModule, DataOrderError
 from ndeflow.data.stream import micro_batch
 from ndeflow.diffeq import SolverError
 from ndeflow.modules.base import Module, clean_name
@@ -32,11 +32,6 @@ from ndeflow.training.saving import CheckpointIO, Checkpoints, code_version
 from ndeflow.training.seeding import Seeds
 from ndeflow.training.signals import FAILURE, INTERRUPTED, StopFlag, Stopped
 from ndeflow.training.tracking import ResolvedMode, Tracker, Wandb, run_id
-
-
-class DataError(Exception):
-    """The data cannot be had; the message says which file is missing or damaged and what to do."""
-
 
 # Failures whose message is the whole story; anything else shows its traceback.
 EXPLAINED = (
@@ -145,11 +140,7 @@ class _Job:
         """The data module, with its data loaded: what is missing or damaged shows before anything is trained."""
         data = self._build("data", DataModule, seed=self.config["seed"])
         if is_rank_zero():
-            try:
-                data.prepare_data()
-                data.setup("fit")
-            except (OSError, ValueError) as error:
-                raise DataError(f"data ({self.config['data']['_target_']}): {error}") from error
+            data.ready()
         return data
 
     def _warm_start(self) -> dict[str, Any] | None:

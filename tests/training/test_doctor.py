@@ -160,7 +160,7 @@ def test_data_that_is_missing_is_bad_and_what_came_before_is_shown(tmp_path, cap
     (tmp_path / "empty").mkdir()
     assert run_command(["doctor", str(ROOT / "flow/mnist.yaml"), "data.root=empty"]) == 1
     rows = lines(capsys)
-    assert rows["stopped"].startswith("BAD: FileNotFoundError: root=empty does not hold the data")
+    assert rows["stopped"].startswith("BAD: DataError: data (MNIST): root=empty does not hold the data")
     assert "trained" in rows["module"]
 
 
