@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -145,6 +146,17 @@ def test_a_path_without_a_checkpoint_is_a_wrong_config_and_a_damaged_checkpoint_
         # Where nothing was begun, nothing is left.
         assert Path("runs/a").exists() == (key == "init.from")
     assert Path("runs/a/state").read_text() == "failed\n"
+
+
+def test_the_commands_it_prints_work_when_pasted(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "nets_of_mine.py").write_text("from ndeflow.nets import MLP\n\n\nclass Net(MLP):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = "module.model.net={_target_: nets_of_mine.Net, shape: [1, 8, 8], width: 16, depth: 1}"
+    assert tiny("plugins=[nets_of_mine]", net, "run.root=my runs") == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert [shlex.split(line)[2] for line in commands] == ["sample", "evaluate"]
+    for line in commands:
+        assert run_command([*shlex.split(line)[2:], "steps=[2]" if "evaluate" in line else "n=4"]) == 0, line
 
 
 def test_sampling_has_an_address(tiny, capsys):

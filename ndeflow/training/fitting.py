@@ -19,6 +19,7 @@ from ndeflow.data.loading import DataError, DataModule, DataOrderError
 from ndeflow.data.stream import micro_batch
 from ndeflow.diffeq import SolverError
 from ndeflow.modules.base import Module, clean_name
+from ndeflow.modules.flow import RectifiedFlow
 from ndeflow.randomness import seed_all
 from ndeflow.training import console, sections
 from ndeflow.training.ema import EMA
@@ -322,11 +323,18 @@ class _Job:
         if self.records.tracker:
             self.records.tracker.summarize(report, sorted(self.directory.report.glob("*.png")))
         path = self.directory.path
-        console.say(f"next: ndeflow sample {path} n=64 steps=20  |  ndeflow evaluate {path}")
+        if isinstance(self.module, RectifiedFlow):  # what these commands are for
+            for words in (["sample", str(path), "n=64", "steps=20"], ["evaluate", str(path)]):
+                console.say(f"next: {_command(words, self.config.get('plugins'))}")
         console.say(
             f"finished {path} in {report['seconds']} s: {_headline(report)}; report {self.directory.report}, "
             f"checkpoint {self.checkpoints.saved}"
         )
+
+
+def _command(words: Sequence[str], plugins: Sequence[str] | None) -> str:
+    """A command line to paste into a shell; it names the packages that the run builds from."""
+    return shlex.join(["ndeflow", *words, *([f"plugins=[{','.join(plugins)}]"] if plugins else [])])
 
 
 def _headline(report: Mapping[str, Any]) -> str:
