@@ -228,6 +228,16 @@ def test_one_bad_process_makes_all_skip_the_step(tmp_path, troubled, kind):
     assert ("failed solve: planned" in text) == (kind == "solver")
 
 
+@pytest.mark.slow
+def test_a_solve_that_fails_in_the_validation_of_one_process_ends_none(tmp_path, troubled):
+    code, text = launch(tmp_path, "health.nonfinite=skip", config=troubled, DISTURB="validation 1 6")
+    assert code == 0, text
+    assert "validation batch 0 is left out of the means, failed solve: planned" in text
+    first, second = (row for row in rows(tmp_path / "runs/tiny") if "val/loss" in row)
+    assert first["val/failed_solves"] == 1
+    assert first.keys() - second.keys() == {"val/failed_solves"}
+
+
 @pytest.mark.filterwarnings("ignore:failed solve:UserWarning", "ignore:skipped:UserWarning")
 def test_a_failed_solve_in_one_of_two_accumulated_batches(alone, tmp_path, troubled):
     arguments = ["health.nonfinite=skip", "trainer.accumulate_grad_batches=2"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ndeflow.diffeq import SolverError
 from ndeflow.training.health import Health
 from ndeflow.training.records import Records, Rows, read_rows
 from ndeflow.training.tracking import Tracker, Wandb, run_id
@@ -84,6 +85,22 @@ def test_training_writes_rows_at_the_interval_and_means_after_validation(fit, to
     assert last["train/lr"] == 1e-2
     assert last["train/loss"] == pytest.approx(float(toy.terms["fit"]))
     assert last["train/grad_norm"] > 0
+
+
+def test_pictures_whose_solve_fails_are_skipped_or_end_the_run(fit, toy, numbers, open_records):
+    class Fails(type(toy)):
+        def preview(self):
+            raise SolverError("planned")
+
+    records = open_records()
+    for policy, expected in (
+        ("skip", pytest.warns(UserWarning, match="no pictures, failed solve: planned")),
+        ("stop", pytest.raises(SolverError)),
+    ):
+        health = Health(policy)
+        with expected:
+            fit(Fails(), numbers, [health, Rows(records, 5, health)], steps=5, logger=records)
+    assert not any("media" in row for row in records.rows())
 
 
 def test_values_that_a_module_logs_itself_are_rows_too(fit, toy, numbers, tmp_path, open_records):
