@@ -280,6 +280,11 @@ class _Job:
             data.train_dataloader()
         except ValueError as error:
             raise ConfigError(f"data.batch_size={data.batch_size}: {error}") from error
+        if 0 < (size := data.size("val")) < world and trainer.limit_val_batches:
+            raise ConfigError(
+                f"{size} validation samples for {world} processes: each needs one; lower trainer.devices, enlarge the "
+                "set, or set trainer.limit_val_batches=0 to validate nowhere"
+            )
 
     def _summarize(self) -> None:
         """Print what is about to happen."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
+from ndeflow.data import Digits, Labeled
 from ndeflow.diffeq import SolverError
 from ndeflow.modules.flow import RectifiedFlow
 
@@ -32,6 +33,14 @@ class Uneven(RectifiedFlow):
         times = 1 + 2 * self.trainer.global_rank
         value = torch.stack([super(Uneven, self).loss(batch)["velocity"] for _ in range(times)]).mean()
         return {"velocity": value * (torch.nan if kind == "nan" else 1.0), "half": 0.5 * value}
+
+
+class Few(Digits):
+    """Digits of which one is for validation."""
+
+    def load(self):
+        splits = super().load()
+        return {**splits, "val": Labeled(splits["val"].raw[:1], splits["val"].label[:1])}
 
 
 class Probe(pl.Callback):

@@ -375,6 +375,13 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(alone, tmp_path):
     assert not list((tmp_path / "runs/tiny").glob("ckpt/*"))
 
 
+def test_fewer_validation_samples_than_processes_are_refused(alone, tmp_path):
+    few = ["data._target_=process_plugin.Few", "data.batch_size=256", "trainer.max_steps=2"]
+    with pytest.raises(ConfigError, match=r"1 validation samples for 2 processes: each needs one"):
+        alone(*few, *TWO)
+    assert alone(*few, "run.name=one") == 0
+
+
 @pytest.mark.slow
 def test_a_second_process_on_the_same_directory_is_refused(alone, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "flow/digits", *TINY, "vars.steps=100000"]
