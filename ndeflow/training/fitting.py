@@ -32,6 +32,7 @@ from ndeflow.training.rundir import RunDirectory, Start, decide, is_rank_zero, r
 from ndeflow.training.saving import CheckpointIO, Checkpoints, code_version
 from ndeflow.training.seeding import Seeds
 from ndeflow.training.signals import FAILURE, INTERRUPTED, StopFlag, Stopped
+from ndeflow.training.starting import Refused, ready, together
 from ndeflow.training.tracking import ResolvedMode, Tracker, Wandb, run_id
 
 # Failures whose message is the whole story; anything else shows its traceback.
@@ -67,10 +68,11 @@ def fit(config: dict[str, Any], name: str = "run", command: Sequence[str] = ()) 
     sections.check(config)
     settings = sections.build(config, "run")
     directory = RunDirectory(Path(settings.root) / run_name(settings, name))
-    if is_rank_zero():
-        directory.open(settings.overwrite)
     try:
-        return _fit_in(directory, config, settings.overwrite, flag, command)
+        with together():
+            if is_rank_zero():
+                directory.open(settings.overwrite)
+            return _fit_in(directory, config, settings.overwrite, flag, command)
     except ConfigError:
         raise  # also where it is a CheckpointError: a path that leads to none
     except EXPLAINED as error:
@@ -216,6 +218,7 @@ class _Job:
         """Train and report; whatever happens, close the records and say in `state` how it ended."""
         code, state = FAILURE, "failed"
         try:
+            ready()  # what only rank 0 has looked for so far, the others may now rely on: the directory, the data
             self._check_shares()
             self._check_parts()
             if is_rank_zero():
@@ -229,6 +232,8 @@ class _Job:
         except Stopped as stop:
             code, state = stop.exit_code, "interrupted" if stop.exit_code == INTERRUPTED else "preempted"
             console.say(f"{stop}; the same command goes on from {self.checkpoints.saved}")
+        except Refused as refusal:
+            code = refusal.exit_code
         except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Lightning turns it into SystemExit
             code, state = INTERRUPTED, "interrupted"
             saved = self.checkpoints.saved or self.start.checkpoint or "none"

@@ -113,6 +113,7 @@ class RunDirectory:
             self._lock.seek(0)
             owner = self._lock.read().strip() or "unknown"
             self._lock.close()
+            self._lock = None
             raise ConfigError(
                 f"{self.path} is in use by another process ({owner}): wait for it, or run.name=NEW starts another run"
             ) from None

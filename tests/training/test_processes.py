@@ -14,6 +14,7 @@ import torch
 
 from ndeflow.config import ConfigError
 from ndeflow.training import files
+from ndeflow.training.rundir import RunDirectory
 from train import main
 
 HERE = Path(__file__).parent
@@ -380,6 +381,20 @@ def test_fewer_validation_samples_than_processes_are_refused(alone, tmp_path):
     with pytest.raises(ConfigError, match=r"1 validation samples for 2 processes: each needs one"):
         alone(*few, *TWO)
     assert alone(*few, "run.name=one") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "data", "code"), [("held", "Digits", 2), ("free", "MNIST", 1)])
+def test_what_one_process_refuses_ends_all_at_once_with_its_exit_code(tmp_path, name, data, code):
+    (tmp_path / "mnist.npz").write_bytes(b"torn")
+    held = RunDirectory(tmp_path / "runs/held")
+    held.open(overwrite=False)
+    node = [f"data._target_=ndeflow.data.{data}", "data.batch_size=256"]
+    text = launch(tmp_path, f"run.name={name}", *node, NDEFLOW_DATA=str(tmp_path))[1]
+    held.close()
+    assert text.count(f"exitcode  : {code}") == 2, text
+    assert "Signal" not in text  # nobody was killed, which torchrun does half a minute after the first has left
+    assert text.count("error: ") == 1, text
 
 
 @pytest.mark.slow
