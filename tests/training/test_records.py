@@ -154,40 +154,6 @@ def test_an_offline_run_holds_all_rows_once_after_two_restarts(tmp_path, open_re
     assert len(list((tmp_path / "wandb-old").iterdir())) == 2
 
 
-class FakeRun:
-    """A W&B run that a server knows up to a step."""
-
-    def __init__(self, seen):
-        self.resumed, self.summary, self.sent = True, {"trainer/global_step": seen}, []
-        self.url = "https://example.invalid/run"
-
-    def define_metric(self, *args, **kwargs):
-        pass
-
-    def log(self, row):
-        self.sent.append(row["trainer/global_step"])
-
-    def finish(self, exit_code):
-        self.exit_code = exit_code
-
-
-def test_online_only_what_the_server_has_not_seen_is_sent(tmp_path, open_records, monkeypatch):
-    records = open_records()
-    for step in range(1, 9):
-        records.log_metrics({"train/loss": step}, step)
-    records.close(0)
-    run, opened = FakeRun(seen=5), {}
-    monkeypatch.setattr("wandb.init", lambda **kw: opened.update(kw) or run)
-    tracker = Tracker(Wandb(), "online", tmp_path, {"seed": 1})
-    resumed = open_records(tracker, resumed_at=7)
-    for step in (8, 9):
-        resumed.log_metrics({"train/loss": step}, step)
-    resumed.close(85)
-    assert run.sent == [5, 6, 7, 8, 9]  # the last seen step once more: its validation row may not have been sent
-    assert (opened["id"], opened["resume"]) == (run_id(tmp_path), "allow")
-    assert run.exit_code == 85
-
-
 def test_a_deleted_offline_folder_does_not_end_the_run(tmp_path, open_records):
     records = open_records(Tracker(Wandb(), "offline", tmp_path, {}))
     records.log_metrics({"a": 1}, 1)
