@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 from PIL import Image
 
 import ndeflow
@@ -181,6 +182,21 @@ def test_evaluate_prints_and_writes_numbers_with_their_floor(tiny, capsys):
     assert result["n"] == 50
     assert sum(result["class_shares"]) == pytest.approx(1)
     assert "× floor" in capsys.readouterr().out
+
+
+def test_wandb_that_cannot_be_used_is_no_reason_to_stop_and_a_wrong_mode_is_one(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(ConfigError, match="WANDB_MODE=of: allowed are"):
+        tiny("wandb.mode=auto")
+    monkeypatch.delenv("WANDB_MODE")
+    variables = {"BASE_URL": "http://127.0.0.1:9", "API_KEY": "x" * 40, "INIT_TIMEOUT": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # settings of earlier tests
+    with pytest.warns(UserWarning, match="W&B is offline from here to the next start"):
+        assert tiny("wandb.mode=auto") == 0
+    wandb.teardown()
+    assert "offline (the server cannot be used); upload later: " in capsys.readouterr().out
 
 
 def test_evaluating_with_damaged_data_is_a_failure_of_one_line(tiny, capsys):

@@ -160,7 +160,10 @@ class _Job:
 
     def _tracking(self) -> tuple[ResolvedMode, str]:
         """The mode of W&B and why; other ranks than zero never open a run."""
-        return self.settings["wandb"].resolve() if is_rank_zero() else ("disabled", "not rank 0")
+        try:
+            return self.settings["wandb"].resolve() if is_rank_zero() else ("disabled", "not rank 0")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def _records(self) -> Records:
         """Records with the tracker, if there is one."""
@@ -168,7 +171,10 @@ class _Job:
         tracker = None
         if self.mode != "disabled":
             tracker = Tracker(wandb, self.mode, self.directory.path, {**self.config, "commit": code_version()})
-        return Records(self.directory.path, tracker, self.start.step)
+        records = Records(self.directory.path, tracker, self.start.step)
+        if tracker and tracker.mode != self.mode:
+            self.mode, self.why = tracker.mode, "the server cannot be used"
+        return records
 
     def _facts(self) -> dict[str, Any]:
         """What each checkpoint says about itself beside Lightning's state."""

@@ -170,3 +170,32 @@ def test_pictures_and_the_report_arrive(server, tmp_path):
         "media/images/samples",
     ]
     assert json.loads(server.runs[run_id(folder)]["summary"])["report/w2"] == 0.5
+
+
+def test_a_key_is_believed_whatever_the_server_says_and_what_is_none_refused(server, monkeypatch):
+    assert Wandb().resolve() == ("online", "logged in")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    wandb.teardown()
+    with pytest.raises(ValueError, match=r"must have 40\+ characters, has 5\.; correct it, or set wandb\.mode=offline"):
+        Wandb().resolve()
+
+
+def test_a_server_out_of_reach_costs_a_warning_and_the_next_start_makes_up_for_it(server, tmp_path, monkeypatch):
+    folder = tmp_path / "moons"
+    folder.mkdir()
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb.teardown()
+    tracker = Tracker(Wandb(), "online", folder, {})
+    with pytest.warns(UserWarning, match="W&B is offline from here to the next start: "):
+        records = Records(folder, tracker)
+    records.log_metrics({"a": 1}, 1)
+    records.close(0)
+    assert (tracker.mode, tracker.url) == ("offline", None)
+    assert list((folder / "wandb").glob("offline-run-*"))
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    wandb.teardown()
+    records = Records(folder, Tracker(Wandb(), "online", folder, {}), resumed_at=2)
+    records.close(0)
+    assert server.rows(run_id(folder)) == [(1, 1)]
+    assert not list((folder / "wandb").glob("offline-run-*"))

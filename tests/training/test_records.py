@@ -122,7 +122,7 @@ def test_auto_mode(monkeypatch, variable, logged_in, mode):
     monkeypatch.delenv("WANDB_MODE")
     if variable:
         monkeypatch.setenv("WANDB_MODE", variable)
-    monkeypatch.setattr("wandb.login", lambda prompt: logged_in and prompt is False)
+    monkeypatch.setattr("wandb.login", lambda prompt, verify: logged_in and not prompt and not verify)
     assert Wandb().resolve()[0] == mode
     assert Wandb("disabled").resolve()[0] == "disabled"
 
