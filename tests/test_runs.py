@@ -150,10 +150,10 @@ def test_a_path_without_a_checkpoint_is_a_wrong_config_and_a_damaged_checkpoint_
 
 
 def test_the_commands_it_prints_work_when_pasted(tiny, tmp_path, monkeypatch, capsys):
-    (tmp_path / "nets_of_mine.py").write_text("from ndeflow.nets import MLP\n\n\nclass Net(MLP):\n    pass\n")
+    (tmp_path / "net_of_my_own.py").write_text("from ndeflow.nets import MLP\n\n\nclass Net(MLP):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    net = "module.model.net={_target_: nets_of_mine.Net, shape: [1, 8, 8], width: 16, depth: 1}"
-    assert tiny("plugins=[nets_of_mine]", net, "run.root=my runs") == 0
+    net = "module.model.net={_target_: net_of_my_own.Net, shape: [1, 8, 8], width: 16, depth: 1}"
+    assert tiny("plugins=[net_of_my_own]", net, "run.root=my runs") == 0
     commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
     assert [shlex.split(line)[2] for line in commands] == ["sample", "evaluate"]
     for line in commands:

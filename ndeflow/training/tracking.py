@@ -52,9 +52,8 @@ class Wandb:
                 if from_environment.get(found, found) == mode:
                     return mode, f"WANDB_MODE={found}"
             raise ValueError(f"WANDB_MODE={found}: allowed are online, offline, disabled")
-        from wandb.errors import AuthenticationError
-
         import wandb
+        from wandb.errors import AuthenticationError
 
         try:
             # Not verified: a server that is out of reach must not end a run, see `Tracker.start`.
@@ -96,9 +95,8 @@ class Tracker:
 
     def start(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Open the run, offline where the server cannot be used, and bring it up to the rows recorded so far."""
-        from wandb.errors import CommError
-
         import wandb
+        from wandb.errors import CommError
 
         self._set_segments_aside()
         try:
