@@ -159,7 +159,7 @@ def evaluate(run: str, request: EvaluateRequest) -> None:
     config = trusted(read(run), run, request.plugins)
     data = configs.build(config["data"], "data", request.plugins, seed=config["seed"])
     assert isinstance(data, DataModule)
-    data.setup("fit")
+    data.ready()
     try:
         result = _flow(run, request).evaluate(data, request.n, request.steps, request.sampler, request.seeds)
     except ValueError as error:
@@ -226,11 +226,14 @@ def run_command(arguments: list[str]) -> int:
         wanted = "a run directory or a checkpoint" + (f" and {operands[1]}" if operands[1:] else "")
         raise ConfigError(f"ndeflow {name} needs {wanted}: ndeflow {name} {' '.join(operands)} key=value …")
     request = configs.section(_values(rest), schema, name)
-    from ndeflow.training.files import CheckpointError  # imports torch: seconds that a typo need not wait for
+    from ndeflow.data.loading import DataError  # imports torch: seconds that a typo need not wait for
+    from ndeflow.training.files import CheckpointError
 
     try:
         command(*given, request)
-    except (CheckpointError, OSError) as error:
+    except ConfigError:
+        raise  # also where it is a CheckpointError: a path that leads to none
+    except (CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 from PIL import Image
 
 import ndeflow
@@ -133,8 +135,29 @@ def test_another_global_batch_cannot_continue_the_order(tiny, capsys):
     assert "batch_size=128, the checkpoint was written with 256" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"holds other weights than the config builds \(first: .*init\.from"):
         tiny("module.model.net.width=8", "resume=runs/tiny", "trainer.max_steps=14")
-    assert tiny("resume=runs/nowhere") == 1
-    assert "no checkpoint or run directory" in capsys.readouterr().err
+
+
+def test_a_path_without_a_checkpoint_is_a_wrong_config_and_a_damaged_checkpoint_a_failure(tiny, capsys):
+    Path("damaged.ckpt").write_bytes(b"torn")
+    for key in ("resume", "init.from"):
+        with pytest.raises(ConfigError, match=r"no checkpoint or run directory runs/nowhere"):
+            tiny("run.name=a", f"{key}=runs/nowhere")
+        assert tiny("run.name=a", f"{key}=damaged.ckpt") == 1
+        assert "checkpoint damaged.ckpt is unreadable" in capsys.readouterr().err
+        # Where nothing was begun, nothing is left.
+        assert Path("runs/a").exists() == (key == "init.from")
+    assert Path("runs/a/state").read_text() == "failed\n"
+
+
+def test_the_commands_it_prints_work_when_pasted(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "net_of_my_own.py").write_text("from ndeflow.nets import MLP\n\n\nclass Net(MLP):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = "module.model.net={_target_: net_of_my_own.Net, shape: [1, 8, 8], width: 16, depth: 1}"
+    assert tiny("plugins=[net_of_my_own]", net, "run.root=my runs") == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert [shlex.split(line)[2] for line in commands] == ["sample", "evaluate"]
+    for line in commands:
+        assert run_command([*shlex.split(line)[2:], "steps=[2]" if "evaluate" in line else "n=4"]) == 0, line
 
 
 def test_sampling_has_an_address(tiny, capsys):
@@ -161,6 +184,33 @@ def test_evaluate_prints_and_writes_numbers_with_their_floor(tiny, capsys):
     assert "× floor" in capsys.readouterr().out
 
 
+def test_wandb_that_cannot_be_used_is_no_reason_to_stop_and_a_wrong_mode_is_one(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(ConfigError, match="WANDB_MODE=of: allowed are"):
+        tiny("wandb.mode=auto")
+    monkeypatch.delenv("WANDB_MODE")
+    variables = {"BASE_URL": "http://127.0.0.1:9", "API_KEY": "x" * 40, "INIT_TIMEOUT": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # settings of earlier tests
+    with pytest.warns(UserWarning, match="W&B is offline from here to the next start"):
+        assert tiny("wandb.mode=auto") == 0
+    wandb.teardown()
+    assert "offline (the server cannot be used); upload later: " in capsys.readouterr().out
+
+
+def test_evaluating_with_damaged_data_is_a_failure_of_one_line(tiny, capsys):
+    assert tiny() == 0
+    checkpoint = files.read("runs/tiny/ckpt/best.ckpt")
+    checkpoint["ndeflow"]["config"]["data"] = {"_target_": "ndeflow.data.MNIST", "batch_size": 9, "root": "."}
+    files.write(checkpoint, "runs/tiny/ckpt/best.ckpt")
+    Path("mnist.npz").write_bytes(b"torn")
+    capsys.readouterr()
+    assert run_command(["evaluate", "runs/tiny"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: data (MNIST): mnist.npz")
+
+
 def test_load_in_a_notebook_is_ready_and_draws_nothing_from_the_global_generator(tiny):
     assert tiny() == 0
     before = torch.get_rng_state()
@@ -185,6 +235,9 @@ def test_ema_asked_for_where_there_is_none(tiny):
         (["optim.foo=1"], r"unknown key optim\.foo for .*Optim; allowed: optimizer, schedule \(in override 'optim"),
         (["wandb.moed=x"], r"unknown key wandb\.moed .* did you mean mode\?"),
         (["run.nmae=y"], r"unknown key run\.nmae .* did you mean name\?"),
+        (["run.name="], r"name='': give the name of one folder in run\.root, or leave it out"),
+        (["run.name=a/b"], r"name='a/b': give the name of one folder"),
+        (["run.name=.."], r"name='\.\.': give the name of one folder"),
         (["vars.stepz=3"], r"vars\.stepz"),
         (["moduel.lr=1"], r"unknown key moduel in override 'moduel\.lr=1'; did you mean module\?"),
         (["module.model.net.widht=3"], r"unknown key module\.model\.net\.widht .* did you mean width\?"),
@@ -262,8 +315,8 @@ def test_wrong_commands(command):
 
 
 def test_sampling_nothing_and_wrong_names(tiny, capsys):
-    assert run_command(["sample", "runs/nowhere"]) == 1
-    assert "no checkpoint or run directory" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no checkpoint or run directory"):
+        run_command(["sample", "runs/nowhere"])
     assert tiny() == 0
     for arguments, text in ((["sampler=Huen"], "did you mean Heun"), (["label=3"], "unconditional"), (["n=0"], "n=0")):
         with pytest.raises(ConfigError, match=text):

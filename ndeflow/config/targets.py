@@ -79,7 +79,7 @@ def resolve(target: object, key: str, plugins: Sequence[str] = ()) -> Callable[.
         )
         raise ConfigError(f"{where}={target} is not allowed (allowed: {names}){advice}", where)
     found = _walk(target.split("."), where)
-    if inspect.ismodule(found) or not callable(found):
+    if not _is_target(found):
         kind = "a module" if inspect.ismodule(found) else f"of type {type(found).__name__}"
         raise ConfigError(f"{where}={target} is {kind}, not a class or function", where)
     home = full_name(found)
@@ -101,11 +101,23 @@ def _walk(parts: list[str], where: str) -> Any:
         if found is None and inspect.ismodule(owner):
             found = _import(f"{outer}.{part}", where)
         if found is None:
-            names = {*dir(owner), *(info.name for info in pkgutil.iter_modules(getattr(owner, "__path__", [])))}
-            close = near(part, sorted(name for name in names if not name.startswith("_")), 1)
+            close = near(part, _names(owner, last=depth == len(parts) - 1), 1)
             advice = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"{where}: {outer} has no {part}{advice}", where)
     return found
+
+
+def _names(owner: Any, last: bool) -> list[str]:
+    """Public names in a module or class: at the end of a dotted name classes and functions, before it all."""
+    names = {name for name in dir(owner) if not last or _is_target(getattr(owner, name, None))}
+    if not last:
+        names |= {info.name for info in pkgutil.iter_modules(getattr(owner, "__path__", []))}
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def _is_target(found: object) -> bool:
+    """Whether something is a class or function, though a module that can be called is none."""
+    return callable(found) and not inspect.ismodule(found)
 
 
 def _import(name: str, where: str) -> ModuleType | None:

@@ -54,6 +54,10 @@ class Arrays(Dataset[dict[str, Tensor]]):
         return raw.to(torch.float32) * self.scale + self.shift
 
 
+class DataError(Exception):
+    """The data cannot be had; the message says which file is missing or damaged and what to do."""
+
+
 class DataOrderError(ValueError):
     """A run cannot go on with these data: the order of the samples would be another one."""
 
@@ -146,17 +150,34 @@ class DataModule(pl.LightningDataModule, ABC):
         if self._splits is None:
             self._splits = self._checked(self.load())
 
+    def ready(self) -> None:
+        """Fetch and load the data, so that what is missing or damaged shows before anything is computed.
+
+        Raises:
+            DataError: they cannot be had.
+        """
+        try:
+            self.prepare_data()
+            self.setup("fit")
+        except (OSError, ValueError) as error:
+            raise DataError(f"data ({type(self).__name__}): {error}") from error
+
     def summary(self) -> str:
         """Return one line on the samples and the order; it loads them."""
-        train = self.dataset("train")
-        sizes = " + ".join(f"{_size(self.dataset(split))} {split}" for split in SPLITS)
-        order = f"{self.batch_size} a step, {_size(train) // self.batch_size} steps an epoch"
-        noise = "; own noise: resumes exactly on as many processes only" if Seeded(train, 0, 0).noisy else ""
-        return f"{type(self).__name__}, {sizes}, shape {self.shape}, {order}{noise}"
+        sizes = {split: self.size(split) for split in SPLITS}
+        samples = " + ".join(f"{size} {split}" for split, size in sizes.items())
+        order = f"{self.batch_size} a step, {sizes['train'] // self.batch_size} steps an epoch"
+        noisy = Seeded(self.dataset("train"), 0, 0).noisy
+        noise = "; own noise: resumes exactly on as many processes only" if noisy else ""
+        return f"{type(self).__name__}, {samples}, shape {self.shape}, {order}{noise}"
 
     def dataset(self, split: Split) -> Dataset[Any]:
         """Return the samples of a split; override it where they are not arrays or are augmented (see `Seeded`)."""
         return Arrays(self._split(split), self.scale, self.shift, self.cond)
+
+    def size(self, split: Split) -> int:
+        """Return the number of samples in a split."""
+        return _size(self.dataset(split))
 
     def arrays(self, split: Split) -> dict[str, Tensor]:
         """Return a whole split: x1 float32 (n, *shape) and, where there are labels, label int64 (n,)."""
@@ -184,7 +205,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     def state_dict(self) -> dict[str, int]:
         """Return what a resumed run must have in common with this one: n and global_batch."""
-        return {"n": _size(self.dataset("train")), "global_batch": self.batch_size}
+        return {"n": self.size("train"), "global_batch": self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse another number of training samples or another global batch; the position is the trainer's step."""

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
 
 from ndeflow.diffeq import SolverError
 
@@ -56,7 +56,8 @@ class Module(pl.LightningModule, ABC):
         optim: the `Optim` to train with; set before `fit`.
         learning_rates: factors of the learning rate by parameter name pattern, first match wins.
         terms: detached terms of the last optimizer step, averaged over its micro-batches.
-        skip_failed_solves: leave out a step whose solve fails, by a loss that is not a number.
+        skip_failed_solves: leave out a step whose solve fails, by a loss that is not a number, and a batch of a
+            validation from its means.
         data_info: shape and scaling of the data (`shape`, `scale`, `shift`, `classes`), from the data
             module or the checkpoint.
     """
@@ -68,14 +69,16 @@ class Module(pl.LightningModule, ABC):
         self.terms: dict[str, Tensor] = {}
         self.data_info: dict[str, Any] = {}
         self.skip_failed_solves = False
-        self._means: dict[str, MeanMetric] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._failed = 0
+        self._means: dict[str, float] = {}
         self._seen_first_batch = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of every hook of every step here; torch's search among parameters, buffers and
         # modules for the place of a string would cost more than averaging the weights does.
         if name == "_current_fx_name":
-            self.__dict__[name] = value
+            object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
@@ -147,20 +150,40 @@ class Module(pl.LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
-        self._means = {}
+        self._sums, self._failed = {}, 0
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the means."""
-        terms = self.loss(batch)
+        try:
+            terms = self.loss(batch)
+        except SolverError as error:
+            if not self.skip_failed_solves:
+                raise
+            warnings.warn(f"validation batch {batch_idx} is left out of the means, failed solve: {error}", stacklevel=2)
+            self._failed += 1
+            return
         size = batch["key"].shape[0]
         for name, value in {**terms, "loss": torch.stack(list(terms.values())).sum()}.items():
-            if name not in self._means:
-                self._means[name] = MeanMetric().to(self.device)
-            self._means[name].update(value.detach(), weight=size)
+            part = value.detach().double() * size
+            self._sums[name] = self._sums.get(name, 0) + torch.stack([part, torch.full_like(part, size)])
+
+    def on_validation_epoch_end(self) -> None:
+        """Take the means over all processes, of which one may have terms that another, whose solves failed, lacks."""
+        own = {name: part.tolist() for name, part in self._sums.items()}, self._failed
+        everyone = [own] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            dist.all_gather_object(everyone, own)
+        parts = {name: [sums[name] for sums, _ in everyone if name in sums] for sums, _ in everyone for name in sums}
+        self._means = {name: sum(s for s, _ in part) / sum(n for _, n in part) for name, part in parts.items()}
+        if failed := sum(count for _, count in everyone):
+            self._means["failed_solves"] = float(failed)
 
     def validation_means(self) -> dict[str, float]:
-        """Return the mean terms of the validation that just ended (collective over processes)."""
-        return {name: float(mean.compute()) for name, mean in self._means.items()}
+        """Return the mean terms of the validation that just ended, the same on all processes.
+
+        `failed_solves` is among them, the number of batches left out, if there are any.
+        """
+        return dict(self._means)
 
     # -- optimizers
 

@@ -174,8 +174,7 @@ def _rehearsal(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "init", str(warm.load(module)[0])
         warm.prepare(module)
     yield "module", f"{config['module']['_target_']}, {console.count(module)}"
-    data.prepare_data()
-    data.setup("fit")
+    data.ready()
     yield "data", data.summary()
     batch = next(iter(data.train_dataloader()))
     yield "batch", ", ".join(f"{n} {str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}" for n, v in batch.items())

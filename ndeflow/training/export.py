@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, uint8
 
-from ndeflow.training.files import FORMAT, CheckpointError
+from ndeflow.training.files import FORMAT, CheckpointError, NoCheckpoint
 
 SUFFIX = ".safetensors"
 _FACTS = ("version", "commit", "config", "data", "run")
@@ -75,7 +75,8 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read an export as what it has of a checkpoint: `ndeflow`, `state_dict` and `global_step`.
 
     Raises:
-        CheckpointError: no export, damaged, or of a newer format.
+        CheckpointError: damaged or of a newer format.
+        NoCheckpoint: no export.
     """
     facts = _facts(Path(path))
     tensors = load_file(path)
@@ -93,7 +94,7 @@ def _facts(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from error
     if text is None:
-        raise CheckpointError(f"{path} is a safetensors file of another program: it holds no config of ndeflow")
+        raise NoCheckpoint(f"{path} is a safetensors file of another program: it holds no config of ndeflow")
     facts = json.loads(text)
     if facts["format"] > FORMAT:
         raise CheckpointError(f"{path}: export format {facts['format']} is newer than this ndeflow ({FORMAT}); upgrade")

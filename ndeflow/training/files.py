@@ -13,11 +13,17 @@ from typing import Any
 
 import torch
 
+from ndeflow.config import ConfigError
+
 FORMAT = 1
 
 
 class CheckpointError(Exception):
     """A checkpoint file cannot be written, read, or used; the message says which and what to do."""
+
+
+class NoCheckpoint(CheckpointError, ConfigError):
+    """A path leads to no checkpoint of ndeflow: what is wrong is the path."""
 
 
 class DiskFull(CheckpointError):
@@ -109,12 +115,13 @@ def read(path: str | Path) -> dict[str, Any]:
     for a flipped bit; `testzip` finds it.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not a checkpoint of ndeflow, or of a newer format.
+        CheckpointError: the file is damaged or of a newer format.
+        NoCheckpoint: it is missing, or not a checkpoint of ndeflow.
     """
     path = Path(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-        raise CheckpointError(f"no checkpoint {path}" + (f"; that folder has: {', '.join(near)}" if near else ""))
+        raise NoCheckpoint(f"no checkpoint {path}" + (f"; that folder has: {', '.join(near)}" if near else ""))
     try:
         with zipfile.ZipFile(path) as archive:
             if (bad := archive.testzip()) is not None:
@@ -138,7 +145,7 @@ def _checked(checkpoint: Any, path: Path) -> dict[str, Any]:
             if isinstance(checkpoint, dict) and ("pytorch-lightning_version" in checkpoint)
             else "some other torch file"
         )
-        raise CheckpointError(
+        raise NoCheckpoint(
             f"{path} is not a checkpoint of ndeflow but {what}: it holds no config to rebuild the model from; "
             "give a run directory or a file from its ckpt/ folder"
         )
@@ -180,7 +187,8 @@ def locate(path: str | Path) -> Path:
     A directory means its best checkpoint where one was kept, else the newest.
 
     Raises:
-        CheckpointError: nothing is there.
+        CheckpointError: step files are there, but none can be read.
+        NoCheckpoint: nothing is there.
     """
     path = Path(path)
     if path.is_file():
@@ -191,7 +199,7 @@ def locate(path: str | Path) -> Path:
         if found := latest(folder):
             return found[0]
     if path.is_dir():
-        raise CheckpointError(f"{path} holds no checkpoint (looked for ckpt/best.ckpt and ckpt/step_*.ckpt)")
+        raise NoCheckpoint(f"{path} holds no checkpoint (looked for ckpt/best.ckpt and ckpt/step_*.ckpt)")
     siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
     known = f"; {path.parent} has: {', '.join(siblings)}" if siblings else ""
-    raise CheckpointError(f"no checkpoint or run directory {path}{known}")
+    raise NoCheckpoint(f"no checkpoint or run directory {path}{known}")

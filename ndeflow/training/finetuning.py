@@ -88,7 +88,7 @@ class WarmStart:
             What became of each tensor, and facts about the parent for the new run's checkpoints.
 
         Raises:
-            CheckpointError: the source cannot be read.
+            CheckpointError: the source is not there or cannot be read.
             WarmStartError: a pattern matches nothing, nothing could be loaded, or a shape differs.
         """
         path = files.locate(self.from_)

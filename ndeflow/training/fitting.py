@@ -15,10 +15,11 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ndeflow import config as configs
 from ndeflow.config import ConfigError
-from ndeflow.data.loading import DataModule, DataOrderError
+from ndeflow.data.loading import DataError, DataModule, DataOrderError
 from ndeflow.data.stream import micro_batch
 from ndeflow.diffeq import SolverError
 from ndeflow.modules.base import Module, clean_name
+from ndeflow.modules.flow import RectifiedFlow
 from ndeflow.randomness import seed_all
 from ndeflow.training import console, sections
 from ndeflow.training.ema import EMA
@@ -31,12 +32,8 @@ from ndeflow.training.rundir import RunDirectory, Start, decide, is_rank_zero, r
 from ndeflow.training.saving import CheckpointIO, Checkpoints, code_version
 from ndeflow.training.seeding import Seeds
 from ndeflow.training.signals import FAILURE, INTERRUPTED, StopFlag, Stopped
+from ndeflow.training.starting import Refused, ready, together
 from ndeflow.training.tracking import ResolvedMode, Tracker, Wandb, run_id
-
-
-class DataError(Exception):
-    """The data cannot be had; the message says which file is missing or damaged and what to do."""
-
 
 # Failures whose message is the whole story; anything else shows its traceback.
 EXPLAINED = (
@@ -71,14 +68,19 @@ def fit(config: dict[str, Any], name: str = "run", command: Sequence[str] = ()) 
     sections.check(config)
     settings = sections.build(config, "run")
     directory = RunDirectory(Path(settings.root) / run_name(settings, name))
-    if is_rank_zero():
-        directory.open(settings.overwrite)
     try:
-        return _fit_in(directory, config, settings.overwrite, flag, command)
+        with together():
+            if is_rank_zero():
+                directory.open(settings.overwrite)
+            return _fit_in(directory, config, settings.overwrite, flag, command)
+    except ConfigError:
+        raise  # also where it is a CheckpointError: a path that leads to none
     except EXPLAINED as error:
         console.fail(error)
-        saved = step_files(directory.checkpoints)
-        console.say(f"last checkpoint: {saved[-1] if saved else 'none'}; run directory {directory.path}", error=True)
+        if directory.state:  # else nothing was begun
+            saved = step_files(directory.checkpoints)
+            text = f"last checkpoint: {saved[-1] if saved else 'none'}; run directory {directory.path}"
+            console.say(text, error=True)
         return FAILURE
     finally:
         console.log_to(None)
@@ -141,11 +143,7 @@ class _Job:
         """The data module, with its data loaded: what is missing or damaged shows before anything is trained."""
         data = self._build("data", DataModule, seed=self.config["seed"])
         if is_rank_zero():
-            try:
-                data.prepare_data()
-                data.setup("fit")
-            except (OSError, ValueError) as error:
-                raise DataError(f"data ({self.config['data']['_target_']}): {error}") from error
+            data.ready()
         return data
 
     def _warm_start(self) -> dict[str, Any] | None:
@@ -162,7 +160,10 @@ class _Job:
 
     def _tracking(self) -> tuple[ResolvedMode, str]:
         """The mode of W&B and why; other ranks than zero never open a run."""
-        return self.settings["wandb"].resolve() if is_rank_zero() else ("disabled", "not rank 0")
+        try:
+            return self.settings["wandb"].resolve() if is_rank_zero() else ("disabled", "not rank 0")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def _records(self) -> Records:
         """Records with the tracker, if there is one."""
@@ -170,7 +171,10 @@ class _Job:
         tracker = None
         if self.mode != "disabled":
             tracker = Tracker(wandb, self.mode, self.directory.path, {**self.config, "commit": code_version()})
-        return Records(self.directory.path, tracker, self.start.step)
+        records = Records(self.directory.path, tracker, self.start.step)
+        if tracker and tracker.mode != self.mode:
+            self.mode, self.why = tracker.mode, "the server cannot be used"
+        return records
 
     def _facts(self) -> dict[str, Any]:
         """What each checkpoint says about itself beside Lightning's state."""
@@ -220,6 +224,7 @@ class _Job:
         """Train and report; whatever happens, close the records and say in `state` how it ended."""
         code, state = FAILURE, "failed"
         try:
+            ready()  # what only rank 0 has looked for so far, the others may now rely on: the directory, the data
             self._check_shares()
             self._check_parts()
             if is_rank_zero():
@@ -233,6 +238,8 @@ class _Job:
         except Stopped as stop:
             code, state = stop.exit_code, "interrupted" if stop.exit_code == INTERRUPTED else "preempted"
             console.say(f"{stop}; the same command goes on from {self.checkpoints.saved}")
+        except Refused as refusal:
+            code = refusal.exit_code
         except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Lightning turns it into SystemExit
             code, state = INTERRUPTED, "interrupted"
             saved = self.checkpoints.saved or self.start.checkpoint or "none"
@@ -284,6 +291,11 @@ class _Job:
             data.train_dataloader()
         except ValueError as error:
             raise ConfigError(f"data.batch_size={data.batch_size}: {error}") from error
+        if 0 < (size := data.size("val")) < world and trainer.limit_val_batches:
+            raise ConfigError(
+                f"{size} validation samples for {world} processes: each needs one; lower trainer.devices, enlarge the "
+                "set, or set trainer.limit_val_batches=0 to validate nowhere"
+            )
 
     def _summarize(self) -> None:
         """Print what is about to happen."""
@@ -327,11 +339,18 @@ class _Job:
         if self.records.tracker:
             self.records.tracker.summarize(report, sorted(self.directory.report.glob("*.png")))
         path = self.directory.path
-        console.say(f"next: ndeflow sample {path} n=64 steps=20  |  ndeflow evaluate {path}")
+        if isinstance(self.module, RectifiedFlow):  # what these commands are for
+            for words in (["sample", str(path), "n=64", "steps=20"], ["evaluate", str(path)]):
+                console.say(f"next: {_command(words, self.config.get('plugins'))}")
         console.say(
             f"finished {path} in {report['seconds']} s: {_headline(report)}; report {self.directory.report}, "
             f"checkpoint {self.checkpoints.saved}"
         )
+
+
+def _command(words: Sequence[str], plugins: Sequence[str] | None) -> str:
+    """A command line to paste into a shell; it names the packages that the run builds from."""
+    return shlex.join(["ndeflow", *words, *([f"plugins=[{','.join(plugins)}]"] if plugins else [])])
 
 
 def _headline(report: Mapping[str, Any]) -> str:

@@ -23,7 +23,8 @@ class Health(pl.Callback):
     all decide alike. A skipped step changes neither weights nor optimizer state.
 
     Args:
-        nonfinite: `"stop"` raises at the first non-finite gradient or failed solve; `"skip"` leaves the step out.
+        nonfinite: `"stop"` raises at the first non-finite gradient or failed solve; `"skip"` leaves the step out, and
+            what a failed solve concerns in a validation: its batch, or the pictures.
         limit: with `"skip"`, the longest run of skipped steps in a row before stopping after all.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from ndeflow.diffeq import SolverError
 from ndeflow.modules.base import Module
 from ndeflow.training.health import Health
 from ndeflow.training.tracking import Tracker
@@ -192,7 +194,17 @@ class Rows(pl.Callback):
         means = pl_module.validation_means()
         self.records.log_metrics({f"val/{name}": value for name, value in means.items()}, trainer.global_step)
         if trainer.is_global_zero:
-            self.records.log_pictures(pl_module.preview(), trainer.global_step)
+            self.records.log_pictures(self._pictures(pl_module), trainer.global_step)
+
+    def _pictures(self, module: Module) -> dict[str, np.ndarray]:
+        """The family's pictures; none where their solve fails and failed solves are to be skipped."""
+        try:
+            return module.preview()
+        except SolverError as error:
+            if self.health.nonfinite == "stop":
+                raise
+            warnings.warn(f"no pictures, failed solve: {error}", stacklevel=2)
+            return {}
 
 
 def _averaged(terms: dict[str, float], world_size: int) -> dict[str, float]:

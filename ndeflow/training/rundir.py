@@ -31,11 +31,18 @@ class Run:
         name: name of the run directory, by default that of the config file.
         root: folder of run directories.
         overwrite: delete what an earlier run left in the directory.
+
+    Raises:
+        ValueError: a name that is not one component of a path.
     """
 
     name: str | None = None
     root: str = "runs"
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
+            raise ValueError(f"name={self.name!r}: give the name of one folder in run.root, or leave it out")
 
 
 def is_rank_zero() -> bool:
@@ -55,6 +62,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._made = False
         self._lock: Any = None
 
     @property
@@ -85,6 +93,7 @@ class RunDirectory:
             ConfigError: the directory cannot be written, another process uses it, or `overwrite` would
                 delete something that is no run.
         """
+        self._made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -104,6 +113,7 @@ class RunDirectory:
             self._lock.seek(0)
             owner = self._lock.read().strip() or "unknown"
             self._lock.close()
+            self._lock = None
             raise ConfigError(
                 f"{self.path} is in use by another process ({owner}): wait for it, or run.name=NEW starts another run"
             ) from None
@@ -126,10 +136,14 @@ class RunDirectory:
         os.replace(temporary, self.path / "state")
 
     def close(self) -> None:
-        """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Release the lock; a directory that a start has made for nothing goes with it."""
+        if self._lock is None:
+            return
+        if self._made and [p.name for p in self.path.glob("*")] == ["lock"]:
+            (self.path / "lock").unlink()
+            self.path.rmdir()
+        self._lock.close()
+        self._lock = None
 
 
 def run_name(settings: Run, default: str) -> str:
@@ -155,8 +169,8 @@ def decide(directory: RunDirectory, config: Mapping[str, Any], overwrite: bool) 
     config as it is now.
 
     Raises:
-        ConfigError: the directory holds another run, or the checkpoint is of another model.
-        CheckpointError: a named checkpoint is missing or unreadable.
+        ConfigError: the directory holds another run, or a named checkpoint is missing or of another model.
+        CheckpointError: a checkpoint is unreadable.
     """
     resume = str(config.get("resume", "auto"))
     if resume not in ("auto", "none"):

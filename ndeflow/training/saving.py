@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -64,7 +65,8 @@ class Checkpoints(Checkpoint):
         every: optimizer steps between checkpoints.
         keep: how many step files to keep.
         keep_every: never delete step files at multiples of this.
-        monitor: a validation term whose best value is kept as `best.ckpt`, e.g. `loss`.
+        monitor: a validation term whose best value is kept as `best.ckpt`, e.g. `loss`; never that of a validation
+            with failed solves, whose means are over fewer samples.
         mode: whether a smaller (`"min"`) or larger (`"max"`) value of `monitor` is better.
 
     Raises:
@@ -149,7 +151,7 @@ class Checkpoints(Checkpoint):
         if self.monitor is None or trainer.sanity_checking or not isinstance(pl_module, Module):
             return
         means = pl_module.validation_means()
-        value = means[self.monitor]
+        value = math.nan if "failed_solves" in means else means[self.monitor]
         sign = 1.0 if self.mode == "min" else -1.0
         better = value == value and (self.best is None or sign * value < sign * self.best)
         if trainer.strategy.broadcast(better):

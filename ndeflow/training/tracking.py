@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,10 +39,10 @@ class Wandb:
         self.project, self.entity, self.group, self.tags = project, entity, group, tags
 
     def resolve(self) -> tuple[ResolvedMode, str]:
-        """Return the mode to use and why; asks nothing and sends nothing.
+        """Return the mode to use and why; never prompts.
 
         Raises:
-            ValueError: WANDB_MODE holds something else.
+            ValueError: WANDB_MODE holds something else, or WANDB_API_KEY no key.
         """
         if self.mode != "auto":
             return self.mode, f"wandb.mode={self.mode}"
@@ -52,10 +53,14 @@ class Wandb:
                     return mode, f"WANDB_MODE={found}"
             raise ValueError(f"WANDB_MODE={found}: allowed are online, offline, disabled")
         import wandb
+        from wandb.errors import AuthenticationError
 
-        if wandb.login(prompt=False):
-            return "online", "logged in"
-        return "offline", "no login"
+        try:
+            # Not verified: a server that is out of reach must not end a run, see `Tracker.start`.
+            logged_in = wandb.login(prompt=False, verify=False)
+        except AuthenticationError as error:
+            raise ValueError(f"{error}; correct it, or set wandb.mode=offline") from error
+        return ("online", "logged in") if logged_in else ("offline", "no login")
 
 
 def run_id(folder: Path) -> str:
@@ -69,9 +74,9 @@ def run_id(folder: Path) -> str:
 class Tracker:
     """A W&B run fed from the records, without gaps or repeats across restarts.
 
-    Online, the rows that the server has not seen are sent first, then the new ones. Offline, each
-    restart writes one segment that begins with all earlier rows and moves older segments aside, so that
-    `wandb sync RUN/wandb` is always enough and a segment broken by a kill cannot block it.
+    Online, the rows that the server has not seen are sent first, then the new ones. Offline, or where the server
+    cannot be used, each start writes one segment that begins with all earlier rows. Older segments are moved aside,
+    so that `wandb sync RUN/wandb` is always enough and a segment broken by a kill cannot block it.
 
     Args:
         settings: the `wandb` section.
@@ -89,12 +94,30 @@ class Tracker:
         self._seen = -1
 
     def start(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Open the run and bring it up to the rows recorded so far."""
+        """Open the run, offline where the server cannot be used, and bring it up to the rows recorded so far."""
+        import wandb
+        from wandb.errors import CommError
+
+        self._set_segments_aside()
+        try:
+            self.run = self._open()
+        except CommError as error:
+            warnings.warn(f"W&B is offline from here to the next start: {error}", stacklevel=2)
+            wandb.teardown()  # its service holds on to the id of the run that could not be opened
+            self.mode = "offline"
+            self.run = self._open()
+        self.run.define_metric(STEP)
+        self.run.define_metric("*", step_metric=STEP)
+        if self.run.resumed:
+            self._seen = int(self.run.summary.get(STEP, -1))
+        for row in rows:
+            self._repeat(row)
+
+    def _open(self) -> Any:
+        """A W&B run under the id of this directory."""
         import wandb
 
-        if self.mode == "offline":
-            self._set_segments_aside()
-        self.run = wandb.init(
+        return wandb.init(
             id=run_id(self.folder),
             resume="allow",
             dir=str(self.folder),
@@ -107,12 +130,6 @@ class Tracker:
             config=dict(self.config),
             settings=wandb.Settings(silent=True, console="off"),
         )
-        self.run.define_metric(STEP)
-        self.run.define_metric("*", step_metric=STEP)
-        if self.run.resumed:
-            self._seen = int(self.run.summary.get(STEP, -1))
-        for row in rows:
-            self._repeat(row)
 
     def _repeat(self, row: Mapping[str, Any]) -> None:
         """Send a recorded row again."""

@@ -78,6 +78,8 @@ def test_targets_that_are_refused(package, name, message):
         ("mypkg.net.Wide", "module.net._target_: mypkg has no net; did you mean nets?"),
         ("mypkg.nets.Wide.zzz", "module.net._target_: mypkg.nets.Wide has no zzz"),
         ("torch.nn.linear", "module.net._target_: torch.nn has no linear; did you mean Linear?"),
+        ("mypkg.Schedule", "module.net._target_: mypkg has no Schedule"),  # mypkg.schedules is a module
+        ("ndeflow.data.mnst", "module.net._target_: ndeflow.data has no mnst; did you mean MNIST?"),
         ("torch.nn.zzzz.Linear", "module.net._target_: torch.nn has no zzzz"),
         ("torch.nn..Linear", "module.net._target_: torch.nn has no "),
         ("ndeflow.confg.load", "module.net._target_: ndeflow has no confg; did you mean config?"),

@@ -78,6 +78,36 @@ def test_validation_means_weigh_batches_by_their_size():
     assert means["loss"] == pytest.approx(float(sum(whole.values())), rel=1e-6)
 
 
+class FailsAtZero(Two):
+    """A module whose solve fails for a sample of key 0."""
+
+    def loss(self, batch):
+        if batch["key"][0] == 0:
+            raise SolverError("euler failed at t=0.5")
+        return super().loss(batch)
+
+
+def test_failed_solves_are_left_out_of_validation_means_loudly_or_end_it():
+    module, data = FailsAtZero(), batches(5, 2, 3)
+    data[0]["key"] += 1
+    data[2]["key"] += 1
+    loader = torch.utils.data.DataLoader(data, batch_size=None)
+    with pytest.raises(SolverError):
+        trainer().validate(module, loader, verbose=False)
+    module.skip_failed_solves = True
+    with pytest.warns(UserWarning, match=r"validation batch 1 is left out of the means, failed solve: euler failed"):
+        trainer().validate(module, loader, verbose=False)
+    means = module.validation_means()
+    with torch.no_grad():
+        rest = module.loss({"x1": torch.cat([data[0]["x1"], data[2]["x1"]]), "key": torch.ones(1)})
+    assert means == pytest.approx(
+        {"failed_solves": 1, **{k: float(v) for k, v in rest.items()}, "loss": sum(rest.values()).item()}
+    )
+    with pytest.warns(UserWarning, match="validation batch 0"):
+        trainer().validate(module, torch.utils.data.DataLoader(data[1:2], batch_size=None), verbose=False)
+    assert module.validation_means() == {"failed_solves": 1}
+
+
 @pytest.mark.parametrize(
     ("x1", "text"),
     [

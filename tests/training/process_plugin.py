@@ -1,6 +1,7 @@
 """What runs of many processes are disturbed and watched with; the environment says where and when.
 
-DISTURB="kind rank step" with kind nan, solver, SIGTERM or SIGUSR1: at that step (0, 1, …) of that rank.
+DISTURB="kind rank step" with kind nan, solver, validation (a solve fails in it), SIGTERM or SIGUSR1: at that
+step (0, 1, …) of that rank.
 PROBE=folder: every rank notes there its first averaged gradients and the samples it validated.
 """
 
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
+from ndeflow.data import Digits, Labeled
 from ndeflow.diffeq import SolverError
 from ndeflow.modules.flow import RectifiedFlow
 
@@ -25,12 +27,20 @@ class Uneven(RectifiedFlow):
     """A loss of two terms that takes one evaluation of the net on rank 0, three on rank 1. Slot 0 is left in peace."""
 
     def loss(self, batch):
-        kind = disturbance(self.trainer) if self.training and batch["slot"][0] > 0 else ""
-        if kind == "solver":
+        kind = disturbance(self.trainer) if not self.training or batch["slot"][0] > 0 else ""
+        if kind == ("solver" if self.training else "validation"):
             raise SolverError("planned")
         times = 1 + 2 * self.trainer.global_rank
         value = torch.stack([super(Uneven, self).loss(batch)["velocity"] for _ in range(times)]).mean()
         return {"velocity": value * (torch.nan if kind == "nan" else 1.0), "half": 0.5 * value}
+
+
+class Few(Digits):
+    """Digits of which one is for validation."""
+
+    def load(self):
+        splits = super().load()
+        return {**splits, "val": Labeled(splits["val"].raw[:1], splits["val"].label[:1])}
 
 
 class Probe(pl.Callback):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ndeflow.training import files
-from ndeflow.training.files import CheckpointError, DiskFull
+from ndeflow.training.files import CheckpointError, DiskFull, NoCheckpoint
 
 
 def checkpoint(step=1, **extra):
@@ -77,9 +77,9 @@ def test_another_error_while_writing_leaves_no_temporary_file(tmp_path):
 def test_foreign_files_are_named_for_what_they_are(tmp_path):
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6"}, tmp_path / "l.ckpt")
     torch.save({"w": torch.zeros(1)}, tmp_path / "t.ckpt")
-    with pytest.raises(CheckpointError, match="a Lightning checkpoint of another program"):
+    with pytest.raises(NoCheckpoint, match="a Lightning checkpoint of another program"):
         files.read(tmp_path / "l.ckpt")
-    with pytest.raises(CheckpointError, match="some other torch file"):
+    with pytest.raises(NoCheckpoint, match="some other torch file"):
         files.read(tmp_path / "t.ckpt")
 
 
@@ -98,16 +98,16 @@ def test_locate_takes_files_runs_and_folders_and_prefers_the_best(tmp_path):
     assert files.locate(run / "ckpt" / files.step_name(5)).name == files.step_name(5)
     files.write(checkpoint(6), run / "ckpt" / "best.ckpt")
     assert files.locate(run).name == "best.ckpt"
-    with pytest.raises(CheckpointError, match=r"no checkpoint or run directory .*; .* has: a"):
+    with pytest.raises(NoCheckpoint, match=r"no checkpoint or run directory .*; .* has: a"):
         files.locate(tmp_path / "runs" / "b")
     (tmp_path / "runs" / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(NoCheckpoint, match="holds no checkpoint"):
         files.locate(tmp_path / "runs" / "empty")
 
 
 def test_a_missing_file_lists_its_neighbors(tmp_path):
     files.write(checkpoint(1), tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"that folder has: a\.ckpt"):
+    with pytest.raises(NoCheckpoint, match=r"that folder has: a\.ckpt"):
         files.read(tmp_path / "b.ckpt")
 
 

@@ -291,5 +291,4 @@ def test_what_cannot_be_is_refused_by_the_command_line(parent, capsys):
     assert main([*COMMON, *LABELED, "module.model.net.width=24"]) == 1
     assert "model.net.first.weight (16, 64) -> (24, 64)" in capsys.readouterr().err
     assert Path("runs/b/state").read_text() == "failed\n"
-    assert main([*COMMON, *LABELED, "init.from=runs/nowhere"]) == 1
     assert main([*COMMON, *LABELED, "module.model.net.width=24", "init.allow_shape=true"]) == 0

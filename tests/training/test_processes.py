@@ -14,6 +14,7 @@ import torch
 
 from ndeflow.config import ConfigError
 from ndeflow.training import files
+from ndeflow.training.rundir import RunDirectory
 from train import main
 
 HERE = Path(__file__).parent
@@ -228,6 +229,16 @@ def test_one_bad_process_makes_all_skip_the_step(tmp_path, troubled, kind):
     assert ("failed solve: planned" in text) == (kind == "solver")
 
 
+@pytest.mark.slow
+def test_a_solve_that_fails_in_the_validation_of_one_process_ends_none(tmp_path, troubled):
+    code, text = launch(tmp_path, "health.nonfinite=skip", config=troubled, DISTURB="validation 1 6")
+    assert code == 0, text
+    assert "validation batch 0 is left out of the means, failed solve: planned" in text
+    first, second = (row for row in rows(tmp_path / "runs/tiny") if "val/loss" in row)
+    assert first["val/failed_solves"] == 1
+    assert first.keys() - second.keys() == {"val/failed_solves"}
+
+
 @pytest.mark.filterwarnings("ignore:failed solve:UserWarning", "ignore:skipped:UserWarning")
 def test_a_failed_solve_in_one_of_two_accumulated_batches(alone, tmp_path, troubled):
     arguments = ["health.nonfinite=skip", "trainer.accumulate_grad_batches=2"]
@@ -363,6 +374,27 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(alone, tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be cut into 2 equal parts \(2 processes × 1 accumulated"):
         alone(*TWO, "data.batch_size=99")
     assert not list((tmp_path / "runs/tiny").glob("ckpt/*"))
+
+
+def test_fewer_validation_samples_than_processes_are_refused(alone, tmp_path):
+    few = ["data._target_=process_plugin.Few", "data.batch_size=256", "trainer.max_steps=2"]
+    with pytest.raises(ConfigError, match=r"1 validation samples for 2 processes: each needs one"):
+        alone(*few, *TWO)
+    assert alone(*few, "run.name=one") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "data", "code"), [("held", "Digits", 2), ("free", "MNIST", 1)])
+def test_what_one_process_refuses_ends_all_at_once_with_its_exit_code(tmp_path, name, data, code):
+    (tmp_path / "mnist.npz").write_bytes(b"torn")
+    held = RunDirectory(tmp_path / "runs/held")
+    held.open(overwrite=False)
+    node = [f"data._target_=ndeflow.data.{data}", "data.batch_size=256"]
+    text = launch(tmp_path, f"run.name={name}", *node, NDEFLOW_DATA=str(tmp_path))[1]
+    held.close()
+    assert text.count(f"exitcode  : {code}") == 2, text
+    assert "Signal" not in text  # nobody was killed, which torchrun does half a minute after the first has left
+    assert text.count("error: ") == 1, text
 
 
 @pytest.mark.slow

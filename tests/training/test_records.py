@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ndeflow.diffeq import SolverError
 from ndeflow.training.health import Health
 from ndeflow.training.records import Records, Rows, read_rows
 from ndeflow.training.tracking import Tracker, Wandb, run_id
@@ -86,6 +87,22 @@ def test_training_writes_rows_at_the_interval_and_means_after_validation(fit, to
     assert last["train/grad_norm"] > 0
 
 
+def test_pictures_whose_solve_fails_are_skipped_or_end_the_run(fit, toy, numbers, open_records):
+    class Fails(type(toy)):
+        def preview(self):
+            raise SolverError("planned")
+
+    records = open_records()
+    for policy, expected in (
+        ("skip", pytest.warns(UserWarning, match="no pictures, failed solve: planned")),
+        ("stop", pytest.raises(SolverError)),
+    ):
+        health = Health(policy)
+        with expected:
+            fit(Fails(), numbers, [health, Rows(records, 5, health)], steps=5, logger=records)
+    assert not any("media" in row for row in records.rows())
+
+
 def test_values_that_a_module_logs_itself_are_rows_too(fit, toy, numbers, tmp_path, open_records):
     class Logging(type(toy)):
         def training_step(self, batch, batch_idx):
@@ -105,7 +122,7 @@ def test_auto_mode(monkeypatch, variable, logged_in, mode):
     monkeypatch.delenv("WANDB_MODE")
     if variable:
         monkeypatch.setenv("WANDB_MODE", variable)
-    monkeypatch.setattr("wandb.login", lambda prompt: logged_in and prompt is False)
+    monkeypatch.setattr("wandb.login", lambda prompt, verify: logged_in and not prompt and not verify)
     assert Wandb().resolve()[0] == mode
     assert Wandb("disabled").resolve()[0] == "disabled"
 
@@ -135,40 +152,6 @@ def test_an_offline_run_holds_all_rows_once_after_two_restarts(tmp_path, open_re
         records.close(0)
     assert [(r["trainer/global_step"], r["a"]) for r in history(tmp_path)] == [(s, float(s)) for s in range(9)]
     assert len(list((tmp_path / "wandb-old").iterdir())) == 2
-
-
-class FakeRun:
-    """A W&B run that a server knows up to a step."""
-
-    def __init__(self, seen):
-        self.resumed, self.summary, self.sent = True, {"trainer/global_step": seen}, []
-        self.url = "https://example.invalid/run"
-
-    def define_metric(self, *args, **kwargs):
-        pass
-
-    def log(self, row):
-        self.sent.append(row["trainer/global_step"])
-
-    def finish(self, exit_code):
-        self.exit_code = exit_code
-
-
-def test_online_only_what_the_server_has_not_seen_is_sent(tmp_path, open_records, monkeypatch):
-    records = open_records()
-    for step in range(1, 9):
-        records.log_metrics({"train/loss": step}, step)
-    records.close(0)
-    run, opened = FakeRun(seen=5), {}
-    monkeypatch.setattr("wandb.init", lambda **kw: opened.update(kw) or run)
-    tracker = Tracker(Wandb(), "online", tmp_path, {"seed": 1})
-    resumed = open_records(tracker, resumed_at=7)
-    for step in (8, 9):
-        resumed.log_metrics({"train/loss": step}, step)
-    resumed.close(85)
-    assert run.sent == [5, 6, 7, 8, 9]  # the last seen step once more: its validation row may not have been sent
-    assert (opened["id"], opened["resume"]) == (run_id(tmp_path), "allow")
-    assert run.exit_code == 85
 
 
 def test_a_deleted_offline_folder_does_not_end_the_run(tmp_path, open_records):

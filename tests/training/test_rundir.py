@@ -77,7 +77,7 @@ def test_a_path_takes_the_newest_not_the_best_and_must_be_there(run, tmp_path):
     files.write({"ndeflow": {"format": 1, "config": CONFIG}, "global_step": 3}, run.checkpoints / "best.ckpt")
     assert decide(run, {**CONFIG, "resume": str(run.path)}, False).step == 5
     assert decide(run, {**CONFIG, "resume": str(run.checkpoints / files.step_name(3))}, False).step == 3
-    with pytest.raises(files.CheckpointError, match="no checkpoint or run directory"):
+    with pytest.raises(ConfigError, match="no checkpoint or run directory"):
         decide(run, {**CONFIG, "resume": str(tmp_path / "nowhere")}, False)
 
 
@@ -108,6 +108,22 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(run):
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == -9
     run.open(overwrite=False)
+
+
+def test_a_start_that_comes_to_nothing_takes_away_what_it_made_and_no_more(tmp_path):
+    path = tmp_path / "runs" / "b"
+    for left, stays in ((None, False), ("state", True), (None, True)):  # the last start finds what the second left
+        directory = RunDirectory(path)
+        directory.open(overwrite=False)
+        if left:
+            (path / left).touch()
+        directory.close()
+        assert path.exists() == stays
+    (tmp_path / "empty").mkdir()
+    directory = RunDirectory(tmp_path / "empty")
+    directory.open(overwrite=False)
+    directory.close()
+    assert (tmp_path / "empty").is_dir()
 
 
 def test_overwrite_deletes_runs_only(run):

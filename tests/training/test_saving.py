@@ -6,8 +6,10 @@ import pytorch_lightning as pl
 import torch
 
 from ndeflow.config import ConfigError
+from ndeflow.diffeq import SolverError
 from ndeflow.training import files
 from ndeflow.training.ema import EMA
+from ndeflow.training.health import Health
 from ndeflow.training.saving import CheckpointIO, Checkpoints, code_version
 from ndeflow.training.signals import StopFlag, Stopped
 
@@ -75,6 +77,20 @@ def test_best_follows_the_monitored_term_and_holds_raw_weights(fit, toy, numbers
     assert best["global_step"] == min(means.loss, key=means.loss.get)
     assert best["ndeflow"]["best"] == pytest.approx(min(means.loss.values()))
     assert not torch.equal(best["state_dict"]["net.0.weight"], best["ema"]["weights"]["net.0.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:validation batch 0 is left out")
+def test_a_validation_with_failed_solves_is_never_the_best(fit, toy, numbers, tmp_path):
+    class Fails(type(toy)):
+        def loss(self, batch):
+            trouble = not self.training and self.trainer.global_step == 15
+            if trouble and 0 in batch["slot"]:
+                raise SolverError("planned")
+            return {name: value * (not trouble) for name, value in super().loss(batch).items()}
+
+    numbers.batch_size = 8  # two batches in a validation
+    fit(Fails(), numbers, [Health("skip"), saver(tmp_path, every=100, monitor="loss")], steps=20)
+    assert files.read(tmp_path / "best.ckpt")["global_step"] != 15
 
 
 def test_an_unknown_monitor_names_the_terms(fit, toy, numbers, tmp_path):
