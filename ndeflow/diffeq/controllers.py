@@ -75,7 +75,8 @@ class Adaptive(Controller, ABC):
     In shared stepping sizes and norms are floats, one for the batch; in per-sample stepping float64 tensors (B,).
 
     Attributes:
-        dt_min: a solve that needs smaller steps fails; None leaves that to the resolution of time.
+        dt_min: steps are not smaller but to meet a stop; a solve that needs smaller ones fails. None leaves that to
+            the resolution of time.
     """
 
     dt_min: float | None
@@ -180,7 +181,8 @@ class PID(Adaptive):
         factor_min: in (0, 1).
         factor_max: > 1.
         dt0: first step; None estimates it by one more field evaluation.
-        dt_min: a solve that needs smaller steps fails; it is never forced past its tolerance.
+        dt_min: smallest step, but for one that ends at a stop; a solve that needs smaller ones fails, it is never
+            forced past its tolerance.
         dt_max: largest step.
         norm: instead of the root mean square, any map from scaled errors (B, *) to (B,); or, for states of several
             leaves, one per leaf name, None for a leaf that shall not count: E is then the largest of them.
@@ -262,9 +264,19 @@ class PID(Adaptive):
     def error(self, y0: Tensor, step: Step) -> Tensor:
         """Return E of each sample."""
         assert step.error is not None
-        assert not isinstance(self.norm, Mapping)
         scale = torch.maximum(y0.abs(), step.y1.abs()).mul(self.rtol).add(self.atol)
-        return (self.norm or rms)(step.error / scale)
+        return self._norms(step.error / scale)
+
+    def _norms(self, scaled: Tensor) -> Tensor:
+        """The norm of each sample, (B,)."""
+        assert not isinstance(self.norm, Mapping)
+        norms = (self.norm or rms)(scaled)
+        if norms.shape != scaled.shape[:1]:
+            raise ValueError(
+                f"PID's norm gave shape {tuple(norms.shape)} for scaled errors of shape {tuple(scaled.shape)}: it must "
+                f"give one number per sample, ({len(scaled)},), as x.abs().flatten(1).amax(1) does"
+            )
+        return norms
 
     @torch.no_grad()
     def measure(self, y0: Tensor, step: Step, shared: bool) -> Tensor:
@@ -274,7 +286,7 @@ class PID(Adaptive):
             norms = self.error(y0, step)
             return rms(norms.unsqueeze(0))[0] if shared else norms.to(torch.float64)
         scale = torch.maximum(y0.abs(), step.y1.abs()).mul_(self.rtol).add_(self.atol)
-        return torch.linalg.vector_norm(step.error / scale) / scale.numel() ** 0.5
+        return torch.linalg.vector_norm(step.error / scale) / max(1, scale.numel()) ** 0.5
 
     @torch.no_grad()
     def init(
@@ -308,11 +320,10 @@ class PID(Adaptive):
 
     def _size(self, y0: Tensor, shared: bool) -> Callable[[Tensor], Tensor]:
         """The norm scaled by the tolerances at y0, in float64."""
-        assert not isinstance(self.norm, Mapping)
-        scale, norm = y0.abs().mul(self.rtol).add(self.atol), self.norm or rms
+        scale = y0.abs().mul(self.rtol).add(self.atol)
 
         def size(x: Tensor) -> Tensor:
-            norms = norm(x / scale).to(torch.float64)
+            norms = self._norms(x / scale).to(torch.float64)
             return rms(norms.unsqueeze(0))[0] if shared else norms
 
         return size
@@ -335,11 +346,8 @@ class PID(Adaptive):
             factor = min(max(factor, self.factor_min), self.safety)
             return Verdict(False, dt * factor, memory._replace(rejected=True))
         factor = min(max(factor, self.factor_min), 1.0 if memory.rejected else self.factor_max)
-        return Verdict(True, self._limit(dt * factor), Memory(norm or 1.0, memory.last, False))
-
-    def _limit(self, dt: float) -> float:
-        """No step larger than dt_max."""
-        return dt if self.dt_max is None else min(dt, self.dt_max)
+        dt = min(max(dt * factor, self.dt_min or 0.0), self.dt_max or math.inf)
+        return Verdict(True, dt, Memory(norm or 1.0, memory.last, False))
 
     def _judge_each(self, dt: Tensor, norm: Tensor, memory: Memory, k: float) -> Verdict:
         """The same for one step per sample."""
@@ -354,10 +362,10 @@ class PID(Adaptive):
         factor = torch.where(finite, torch.minimum(factor.clamp(min=self.factor_min), most), self.factor_min)
         last = torch.where(accept, torch.where(norm == 0, 1.0, norm), memory.last)
         before = torch.where(accept, memory.last, memory.before)
-        grown = dt * factor
-        return Verdict(
-            accept, grown if self.dt_max is None else grown.clamp(max=self.dt_max), Memory(last, before, ~accept)
-        )
+        dt = dt * factor
+        if self.dt_min or self.dt_max:
+            dt = torch.where(accept, dt.clamp(self.dt_min or 0.0, self.dt_max or math.inf), dt)
+        return Verdict(accept, dt, Memory(last, before, ~accept))
 
 
 _TINY = 1e-300  # a power of 0 would be infinite
