@@ -38,18 +38,19 @@ def expand_time(t: Tensor, y: Tensor) -> Tensor:
 def rms(x: Tensor) -> Tensor:
     """Return the root mean square of each sample of x (B, *), real, shape (B,); its derivatives at x = 0 are 0."""
     x = x.flatten(1)
+    root = max(1, x.shape[1]) ** 0.5
     if not x.requires_grad:
-        return torch.linalg.vector_norm(x, dim=1) / x.shape[1] ** 0.5
+        return torch.linalg.vector_norm(x, dim=1) / root
     zero = (x.detach() == 0).all(1)  # the second derivative of a norm is not a number there
     norm = torch.linalg.vector_norm(torch.where(zero.unsqueeze(1), 1.0, x), dim=1)
-    return torch.where(zero, 0.0, norm / x.shape[1] ** 0.5)
+    return torch.where(zero, 0.0, norm / root)
 
 
 class Packing:
     """How a state of several leaves lies in one tensor (B, n), leaf after leaf.
 
     Args:
-        example: a tuple, list or dict of tensors (B, *), of one dtype and device.
+        example: a tuple, list or dict (by strings) of tensors (B, *), of one dtype and device.
 
     Attributes:
         slices: where each leaf lies in the last axis, by its name (tuples: "0", "1", …).
@@ -65,7 +66,7 @@ class Packing:
 
     def __init__(self, example: object) -> None:
         leaves = _leaves(example)
-        self._kind = type(example)
+        self._kind: Any = type(example)
         self._shapes = {name: leaf.shape[1:] for name, leaf in leaves.items()}
         self.slices, start = {}, 0
         first_name, first = next(iter(leaves.items()))
@@ -78,7 +79,7 @@ class Packing:
                     )
             if len(leaf) != len(first):
                 raise ValueError(f"leaf {name!r} of the state has {len(leaf)} rows, leaf {first_name!r} {len(first)}")
-            size = leaf[:1].numel() if len(leaf) else leaf.shape[1:].numel()
+            size = leaf.shape[1:].numel()
             self.slices[name] = slice(start, start + size)
             start += size
 
@@ -86,10 +87,12 @@ class Packing:
         """Return the leaves of a state as one tensor (B, n), refusing leaves of other names or shapes."""
         leaves = _leaves(state)
         shapes = {name: leaf.shape[1:] for name, leaf in leaves.items()}
-        if shapes != self._shapes:
-            given, wanted = ({n: tuple(s) for n, s in x.items()} for x in (shapes, self._shapes))
-            raise ValueError(f"got leaves of shapes {given} behind the batch, expected those of the state, {wanted}")
-        return torch.cat([leaves[name].flatten(1) for name in self._shapes], dim=1)
+        batches = {name: len(leaf) for name, leaf in leaves.items()}
+        if shapes != self._shapes or len(set(batches.values())) > 1:
+            given = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+            wanted = ", ".join(f"{name!r}: (B, {', '.join(map(str, s))})" for name, s in self._shapes.items())
+            raise ValueError(f"got leaves of shapes {given}, expected those of the state, {{{wanted}}}")
+        return torch.cat([leaves[n].reshape(batches[n], s.numel()) for n, s in self._shapes.items()], dim=1)
 
     def unpack(self, packed: Tensor) -> Any:
         """Return the leaves in a tensor (…, n), each (…, *), as a tuple, list or dict as the example is."""
@@ -108,7 +111,9 @@ def _leaves(state: object) -> dict[str, Tensor]:
     if not named:
         raise ValueError("a state has at least one leaf, got none")
     for name, leaf in named.items():
+        if not isinstance(name, str):
+            raise TypeError(f"the leaves of a state have strings as names, got {name!r}")
         if not isinstance(leaf, Tensor) or leaf.ndim < 1:
             given = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(f"leaf {name!r} of the state must be a tensor of shape (B, *), got {given}")
-    return {str(name): leaf for name, leaf in named.items()}
+    return named

@@ -51,7 +51,7 @@ class Times(NamedTuple):
         ts: (T,) or (B, T), with the times that only fill up a row at its end.
         order: where in `ts` each given time went, or None if nothing moved.
         mask: which of the given times are real, or None if all are.
-        resolution: spacing of numbers near them in the dtype they were given in.
+        resolution: relative spacing of numbers in the dtype they were given in.
     """
 
     given: Tensor
@@ -95,11 +95,11 @@ def read_times(
         mask = _check_mask(mask, batch, ts.shape[-1]).to(device)
         if not each:
             check_monotone(given, None)
-            return Times(given, given, None, mask, _resolution(given, eps))
+            return Times(given, given, None, mask, eps)
     rows = given.expand(batch, -1) if each and given.ndim == 1 else given
     check_monotone(rows if given.ndim == 2 else given, mask)
     if mask is None:
-        return Times(given, rows, None, None, _resolution(given, eps))
+        return Times(given, rows, None, None, eps)
     moved = (~mask).long().argsort(dim=1, stable=True)
     count = mask.sum(1, keepdim=True)
     sorted_rows = rows.gather(1, moved)
@@ -107,12 +107,7 @@ def read_times(
     within = torch.arange(rows.shape[1], device=device) < count
     order = torch.empty_like(moved).scatter_(1, moved, torch.arange(rows.shape[1], device=device).expand_as(moved))
     solved = torch.where(within, sorted_rows, last.detach())
-    return Times(given, solved, order, mask, _resolution(solved, eps))
-
-
-def _resolution(ts: Tensor, eps: float) -> float:
-    """How far the times may lie from what was meant."""
-    return eps * float(ts.detach().abs().max())
+    return Times(given, solved, order, mask, eps)
 
 
 def _check_shape(ts: Tensor, batch: int, each: bool) -> None:
@@ -210,11 +205,11 @@ def check_times(eq: Equation, t: Tensor, y: Tensor) -> None:
         try:
             together = eq.field(t, y)
         except (RuntimeError, ValueError, TypeError) as error:
-            eq.field(t[0], y)  # if this fails as well, it says better what is wrong
+            eq.field(t.sum(), y)  # if this fails as well, it says better what is wrong
             raise ValueError(
                 f"the field does not take a time per sample, t of shape {tuple(t.shape)}: {cure}"
             ) from error
-        if len(t) not in y.shape[1:] or len(t) == 1 or not isinstance(together, Tensor):
+        if len(t) not in y.shape[1:] or len(t) < 2 or not isinstance(together, Tensor):
             return
         for i in (0, len(t) - 1):
             alone = eq.field(t[i], y)

@@ -78,7 +78,8 @@ class Adaptive(Controller, ABC):
     In shared stepping sizes and norms are floats, one for the batch; in per-sample stepping float64 tensors (B,).
 
     Attributes:
-        dt_min: a solve that needs smaller steps fails; None leaves that to the resolution of time.
+        dt_min: steps are not smaller but to meet a stop; a solve that needs smaller ones fails. None leaves that to
+            the resolution of time.
     """
 
     dt_min: float | None
@@ -183,7 +184,8 @@ class PID(Adaptive):
         factor_min: in (0, 1).
         factor_max: > 1.
         dt0: first step; None estimates it by one more field evaluation.
-        dt_min: a solve that needs smaller steps fails; it is never forced past its tolerance.
+        dt_min: smallest step, but for one that ends at a stop; a solve that needs smaller ones fails, it is never
+            forced past its tolerance.
         dt_max: largest step.
         norm: instead of the root mean square, any map from scaled errors (B, *) to (B,); or, for states of several
             leaves, one per leaf name, None for a leaf that shall not count: E is then the largest of them.
@@ -215,8 +217,6 @@ class PID(Adaptive):
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
-            if isinstance(getattr(self, name), str | bool):
-                raise TypeError(f"PID takes {name} as a number, got {getattr(self, name)!r}: in YAML write 1.0e-3")
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 raise ValueError(f"PID takes {name} > 0, got {getattr(self, name)}: 1e-3 to 1e-8 are usual")
         if not (0 < self.safety < 1 and 0 < self.factor_min < 1 < self.factor_max):
@@ -267,9 +267,19 @@ class PID(Adaptive):
     def error(self, y0: Tensor, step: Step) -> Tensor:
         """Return E of each sample."""
         assert step.error is not None
-        assert not isinstance(self.norm, Mapping)
         scale = torch.maximum(y0.abs(), step.y1.abs()).mul(self.rtol).add(self.atol)
-        return (self.norm or rms)(step.error / scale)
+        return self._norms(step.error / scale)
+
+    def _norms(self, scaled: Tensor) -> Tensor:
+        """The norm of each sample, (B,)."""
+        assert not isinstance(self.norm, Mapping)
+        norms = (self.norm or rms)(scaled)
+        if norms.shape != scaled.shape[:1]:
+            raise ValueError(
+                f"PID's norm gave shape {tuple(norms.shape)} for scaled errors of shape {tuple(scaled.shape)}: it must "
+                f"give one number per sample, ({len(scaled)},), as x.abs().flatten(1).amax(1) does"
+            )
+        return norms
 
     @torch.no_grad()
     def measure(self, y0: Tensor, step: Step, shared: bool) -> Tensor:
@@ -279,7 +289,7 @@ class PID(Adaptive):
             norms = self.error(y0, step)
             return rms(norms.unsqueeze(0))[0] if shared else norms.to(torch.float64)
         scale = torch.maximum(y0.abs(), step.y1.abs()).mul_(self.rtol).add_(self.atol)
-        return torch.linalg.vector_norm(step.error / scale) / scale.numel() ** 0.5
+        return torch.linalg.vector_norm(step.error / scale) / max(1, scale.numel()) ** 0.5
 
     @torch.no_grad()
     @np.errstate(all="ignore")  # a field that is not finite shows in the first step
@@ -301,6 +311,7 @@ class PID(Adaptive):
         d0, d1 = self._size(y0 / scale, shared), self._size(k0 / scale, shared) / length
         small = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = np.minimum(np.where(small, 1e-6, 0.01 * d0 / np.where(small, 1.0, d1)), length)
+        h0 = np.where(np.isfinite(h0), h0, 1e-6 * length)
         share = torch.as_tensor(h0 / length, device=y0.device)
         y1 = y0 + k0 * expand_time(share.to(dtype), y0)
         k1 = eq.apply_field(eq.field((t0 + share * span).to(dtype), y1), du)
@@ -315,10 +326,9 @@ class PID(Adaptive):
 
     def _size(self, scaled: Tensor, shared: bool) -> Numbers:
         """The norm of a scaled state, of the batch or of each sample."""
-        assert not isinstance(self.norm, Mapping)
         if shared and self.norm is None:
-            return float(torch.linalg.vector_norm(scaled)) / scaled.numel() ** 0.5
-        norms = (self.norm or rms)(scaled).to(torch.float64)
+            return float(torch.linalg.vector_norm(scaled)) / max(1, scaled.numel()) ** 0.5
+        norms = self._norms(scaled).to(torch.float64)
         return float(rms(norms.unsqueeze(0))) if shared else norms.cpu().numpy()
 
     def _sized(self, dt: Numbers, t0: Tensor) -> Real:
@@ -340,11 +350,8 @@ class PID(Adaptive):
             factor = min(max(factor, self.factor_min), self.safety)
             return Verdict(False, dt * factor, memory._replace(rejected=True))
         factor = min(max(factor, self.factor_min), 1.0 if memory.rejected else self.factor_max)
-        return Verdict(True, self._limit(dt * factor), Memory(norm or 1.0, memory.last, False))
-
-    def _limit(self, dt: float) -> float:
-        """No step larger than dt_max."""
-        return dt if self.dt_max is None else min(dt, self.dt_max)
+        dt = min(max(dt * factor, self.dt_min or 0.0), self.dt_max or math.inf)
+        return Verdict(True, dt, Memory(norm or 1.0, memory.last, False))
 
     def _judge_each(self, dt: Tensor, norm: Tensor, memory: Memory, k: float) -> Verdict:
         """The same for one step per sample."""
@@ -359,10 +366,10 @@ class PID(Adaptive):
         factor = torch.where(finite, torch.minimum(factor.clamp(min=self.factor_min), most), self.factor_min)
         last = torch.where(accept, torch.where(norm == 0, 1.0, norm), memory.last)
         before = torch.where(accept, memory.last, memory.before)
-        grown = dt * factor
-        return Verdict(
-            accept, grown if self.dt_max is None else grown.clamp(max=self.dt_max), Memory(last, before, ~accept)
-        )
+        dt = dt * factor
+        if self.dt_min or self.dt_max:
+            dt = torch.where(accept, dt.clamp(self.dt_min or 0.0, self.dt_max or math.inf), dt)
+        return Verdict(accept, dt, Memory(last, before, ~accept))
 
 
 _TINY = 1e-300  # a power of 0 would be infinite

@@ -15,7 +15,7 @@ from ndeflow.diffeq.controllers import Adaptive, Controller
 from ndeflow.diffeq.equations import ODE, Equation, States, real_dtype
 from ndeflow.diffeq.failures import explain_planned, finite_samples
 from ndeflow.diffeq.gradients import Backprop, Gradient, solve_in_time
-from ndeflow.diffeq.problem import Problem
+from ndeflow.diffeq.problem import Problem, beside_jumps
 from ndeflow.diffeq.solution import Solution
 from ndeflow.diffeq.solvers.base import Solver
 from ndeflow.tensors import Packing
@@ -122,7 +122,7 @@ class Integrator:
             solver=self.solver,
             controller=controller,
             y0=y0,
-            ts=times.ts,
+            ts=beside_jumps(times.ts, eq.jumps, real_dtype(y0)),
             land=self._lands(),
             resolution=times.resolution,
             max_steps=self.max_steps,
@@ -131,7 +131,7 @@ class Integrator:
             on_failure=self.on_failure,
         )
         check_field(problem)
-        if times.ts.requires_grad and torch.is_grad_enabled():
+        if problem.ts.requires_grad and torch.is_grad_enabled():
             solution = solve_in_time(self.gradient, problem)
         else:
             solution = self.gradient.solve(problem)

@@ -15,6 +15,11 @@ from ndeflow.diffeq.solution import Dense, Solution, Stats, Steps
 from ndeflow.diffeq.solvers.base import State, Step
 from ndeflow.tensors import rms
 
+ROUNDING = 4 * torch.finfo(torch.float64).eps
+"""The smallest step, beside the time: less would not move it."""
+NOTHING = 1e-40
+"""The smallest step, beside the way to the next stop: near time 0 rounding sets no bound."""
+
 
 class Mark(NamedTuple):
     """A step of a script: from t0 to t1, and whether it begins behind a jump of the field."""
@@ -82,7 +87,8 @@ def plan(problem: Problem, controller: Planned) -> list[Mark]:
         ValueError: there are more steps than the budget allows.
     """
     ways = spans(problem)
-    counts = [controller.cuts(t0, t1, problem.resolution) for t0, t1, _ in ways]
+    resolution = problem.resolution * max(abs(ways[0][0]), abs(ways[-1][1]))
+    counts = [controller.cuts(t0, t1, resolution) for t0, t1, _ in ways]
     if sum(counts) > problem.max_steps:
         raise ValueError(
             f"{controller} needs {sum(counts)} steps from t={ways[0][0]:g} to {ways[-1][1]:g} "
@@ -138,7 +144,7 @@ def _accepted(
 ) -> tuple[float, float, Memory, Stride]:
     """Try steps from the start of a leg until one is accepted; never beyond its end."""
     problem, (t, end, fresh) = cursor.problem, leg
-    least = max(controller.dt_min or 0.0, 4 * math.ulp(max(abs(t), abs(end))))
+    least = max(controller.dt_min or 0.0, ROUNDING * abs(t), NOTHING * abs(end - t))
     while True:
         last = dt * (1 + 1e-10) >= abs(end - t)  # else a step of rounding error might be left
         t1 = end if last else t + math.copysign(dt, end - t)
@@ -152,9 +158,9 @@ def _accepted(
             cursor.accept(stride, Mark(t, t1, fresh))
             return t1, max(dt, verdict.dt) if last else verdict.dt, memory, stride
         cursor.rejected += 1
-        dt = verdict.dt
-        if dt < least:
+        if min(dt, abs(t1 - t)) <= least:
             raise Breakdown("underflow", t, t1 - t, stride)
+        dt = max(verdict.dt, least)
 
 
 def _time(t: float, y: Tensor) -> Tensor:
@@ -293,8 +299,9 @@ def _stack(column: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _dense(problem: Problem, script: Sequence[Mark], polynomials: Sequence[tuple[Tensor, ...]]) -> Dense:
-    """The polynomials of all steps, the same steps for each sample."""
-    batch = len(problem.y0)
-    times = _times(script, problem.y0).unsqueeze(-1).expand(-1, -1, batch)
-    span = problem.ts.detach()[[0, -1]].unsqueeze(-1).expand(-1, batch)
+    """The polynomials of all steps, the same steps for each sample; without any a step of no length."""
+    batch, span = len(problem.y0), problem.ts.detach()[[0, -1]]
+    times = _times(script, problem.y0) if script else span[[0, 0]].unsqueeze(0)
+    span, times = (x.unsqueeze(-1).expand(*x.shape, batch) for x in (span, times))
+    polynomials = polynomials or [(problem.y0,)]
     return Dense(span, times[:, 0], times[:, 1], [torch.stack(c) for c in zip(*polynomials, strict=True)])

@@ -11,6 +11,7 @@ from torch import Tensor
 from ndeflow.diffeq.controllers import Adaptive, Memory
 from ndeflow.diffeq.equations import Equation
 from ndeflow.diffeq.failures import Failure
+from ndeflow.diffeq.loop import NOTHING, ROUNDING
 from ndeflow.diffeq.problem import Legs, Problem, Stride, legs
 from ndeflow.diffeq.script import Script, Sheet, arrange, choose, pick
 from ndeflow.diffeq.solvers.base import State
@@ -176,7 +177,8 @@ class EachSolve:
         if self.visit:
             y = self.visit(lane.rows, stride, accept, following.t, following.y)
             following = following._replace(y=y, state=None)
-        return self._check(self._jump(following, eq, accept), stride, accept)
+        tried = torch.minimum(lane.dt, stride.dt.abs())
+        return self._check(self._jump(following, eq, accept), stride, accept, tried)
 
     def _jump(self, lane: Lane, eq: Equation, accept: Tensor) -> Lane:
         """Ask the solver for a new state where the field has just jumped."""
@@ -194,17 +196,17 @@ class EachSolve:
         self.log.append((lane.rows[at], lane.t[at], t1[at], lane.fresh[at]))
         self.sheet.take(eq, lane.rows, stride, t1, at)
 
-    def _check(self, lane: Lane, stride: Stride, accept: Tensor) -> Lane:
-        """Find the samples that cannot go on."""
-        largest = torch.maximum(lane.t.abs(), self.legs.t1[lane.rows, lane.leg].abs())
-        least = (4 * torch.finfo(torch.float64).eps * largest).clamp(min=self.controller.dt_min or 0.0)
-        stuck = ~lane.over & ~accept & (lane.dt < least)
+    def _check(self, lane: Lane, stride: Stride, accept: Tensor, tried: Tensor) -> Lane:
+        """Find the samples that cannot go on; the others try no smaller step than makes sense."""
+        way = (self.legs.t1[lane.rows, lane.leg] - lane.t).abs()
+        least = torch.maximum(ROUNDING * lane.t.abs(), NOTHING * way).clamp(min=self.controller.dt_min or 0.0)
+        stuck = ~lane.over & ~accept & (tried <= least)
         spent = ~lane.over & (lane.accepted + lane.rejected >= self.problem.max_steps)
         failed = stuck | spent
         if bool(failed.any()):
             for i in failed.nonzero()[:, 0].tolist():
                 self._fail("underflow" if bool(stuck[i]) else "budget", lane, stride, i)
-        return lane._replace(over=lane.over | failed)
+        return lane._replace(over=lane.over | failed, dt=torch.where(accept, lane.dt, lane.dt.maximum(least)))
 
     def _fail(self, reason: str, lane: Lane, stride: Stride, i: int) -> None:
         """Remember why a sample failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from ndeflow.diffeq.controllers import Controller
 from ndeflow.diffeq.equations import Equation, real_dtype
 from ndeflow.diffeq.solvers.base import Solver, State, Step
+
+_ROUNDING = 2 * torch.finfo(torch.float64).eps  # of a time, beside the largest time
 
 
 class Problem(NamedTuple):
@@ -25,7 +28,7 @@ class Problem(NamedTuple):
         ts: output times, float64, (T,) in shared and (B, T) in per-sample stepping, in each row monotone; repeated
             ones only at the end of a row, where they stand for outputs that nobody asked for.
         land: whether steps end at each output, else the outputs are interpolated.
-        resolution: spacing of numbers near the outputs in the dtype they were given in.
+        resolution: relative spacing of numbers in the dtype the outputs were given in.
         max_steps: budget of steps, accepted or not, per sample.
         record: whether to keep `Steps`.
         dense: whether to keep the solution between the outputs.
@@ -71,8 +74,8 @@ def legs(problem: Problem) -> Legs:
     jumps = _jumps_within(problem)
     if not jumps:
         return Legs(stops[..., :-1], stops[..., 1:], torch.zeros_like(stops[..., 1:], dtype=torch.bool))
-    dtype, sign = real_dtype(problem.y0), (ts[..., -1:] - ts[..., :1]).sign()
-    before, after = (_neighbors(jumps, dtype, ts.device, sign, side) for side in (-1, 1))
+    sign = (ts[..., -1:] - ts[..., :1]).sign()
+    before, after = (_neighbors(jumps, ts, real_dtype(problem.y0), side) for side in (-1, 1))
     inside = (sign * before > sign * ts[..., :1]) & (sign * after < sign * ts[..., -1:])
     # Outputs within the width of a jump give way to it: they are read off the leg behind.
     near = ((sign * stops).unsqueeze(-1) >= (sign * before).unsqueeze(-2)) & (
@@ -90,6 +93,28 @@ def legs(problem: Problem) -> Legs:
     return Legs(t0, ends, fresh)
 
 
+def beside_jumps(ts: Tensor, jumps: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Return the times of a solve, its first and last ones moved off the jumps of the field to the side of the solve.
+
+    Args:
+        ts: float64, (T,) or (B, T), in each row monotone; gradients pass.
+        jumps: of the field.
+        dtype: of the times that the field sees; times move by about the spacing of its numbers.
+    """
+    if not jumps or not ts.numel():
+        return ts
+    given = ts.detach()
+    first, last = given[..., :1], given[..., -1:]
+    sign = (last - first).sign()
+    before, after = (_neighbors(jumps, given, dtype, side) for side in (-1, 1))
+    start, end = (((sign * before <= sign * t) & (sign * t <= sign * after)) for t in (first, last))
+    begin = first + sign * torch.where(start, sign * (after - first), 0.0).amax(-1, keepdim=True)
+    until = last - sign * torch.where(end, sign * (last - before), 0.0).amax(-1, keepdim=True)
+    moved = torch.where(given == first, begin, torch.where(given == last, until, given))
+    fits = ((sign * moved.diff(dim=-1) > 0) | (given.diff(dim=-1) == 0)).all(-1, keepdim=True)
+    return ts + torch.where(fits, moved - given, 0.0)
+
+
 def spans(problem: Problem) -> list[tuple[float, float, bool]]:
     """Return the legs of a problem in shared stepping as numbers: start, end, whether behind a jump."""
     if not problem.eq.jumps:
@@ -100,18 +125,29 @@ def spans(problem: Problem) -> list[tuple[float, float, bool]]:
 
 
 def _jumps_within(problem: Problem) -> list[float]:
-    """The jumps between the first and the last output."""
-    if not problem.eq.jumps:
+    """The jumps between the first and the last output; of those that the dtype cannot tell apart, the first."""
+    if not problem.eq.jumps or not problem.ts.numel():
         return []
     low, high = float(problem.ts.min()), float(problem.ts.max())
-    return sorted(t for t in problem.eq.jumps if low < t < high)
+    eps, apart = torch.finfo(real_dtype(problem.y0)).eps, [-math.inf]
+    for t in sorted(problem.eq.jumps):
+        if low < t < high and t - apart[-1] > 4 * eps * abs(t) + 4 * _ROUNDING * max(abs(low), abs(high)):
+            apart.append(t)
+    return apart[1:]
 
 
-def _neighbors(jumps: list[float], dtype: torch.dtype, device: torch.device, sign: Tensor, side: int) -> Tensor:
-    """The numbers of the state's dtype next to each jump, before (side −1) or after it in the direction of time."""
-    at = torch.tensor(jumps, dtype=torch.float64, device=device).to(dtype)
-    low, high = (torch.nextafter(at, torch.full_like(at, x)).to(torch.float64) for x in (-math.inf, math.inf))
-    return torch.where(sign * side < 0, low, high)
+def _neighbors(jumps: Sequence[float], ts: Tensor, dtype: torch.dtype, side: int) -> Tensor:
+    """The times next to each jump, before (side −1) or after it in the direction of time, (J,) or (B, J).
+
+    Both are numbers that a field which sees times in the dtype can tell from the jump, whatever the rounding of the
+    times of stages.
+    """
+    first, last = ts[..., :1], ts[..., -1:]
+    at = torch.tensor(jumps, dtype=torch.float64, device=ts.device)
+    seen, slack = at.to(dtype), _ROUNDING * torch.maximum(first.abs(), last.abs())
+    low = torch.minimum(torch.nextafter(seen, torch.full_like(seen, -math.inf)), at - slack)
+    high = torch.maximum(torch.nextafter(seen, torch.full_like(seen, math.inf)), at + slack)
+    return torch.where((last - first).sign() * side < 0, low, high)
 
 
 class Stride(NamedTuple):

@@ -86,9 +86,9 @@ def plan_each(problem: Problem, controller: Planned) -> Script:
     table = [x[:1].tolist() if alike else x.tolist() for x in spans]
     steps: list[tuple[int, float, float, bool]] = []
     for row, (starts, ends, freshes) in enumerate(zip(*table, strict=True)):
-        before = len(steps)
+        before, resolution = len(steps), problem.resolution * max(abs(starts[0]), abs(ends[-1]))
         for t0, t1, fresh in zip(starts, ends, freshes, strict=True):
-            n = 0 if t0 == t1 else controller.cuts(t0, t1, problem.resolution)
+            n = 0 if t0 == t1 else controller.cuts(t0, t1, resolution)
             if len(steps) - before + n > problem.max_steps:
                 raise ValueError(
                     f"{controller} needs more than max_steps={problem.max_steps} steps for sample {row} from "
@@ -146,9 +146,9 @@ class Reel:
         """The solver's state, asked for where there is none or where the field has jumped."""
         if self.state is not None and not self.script.jumps[j]:
             return self.state
-        new = self.problem.solver.init(eq, t0, self.y)
-        self.nfe[self.script.order[: len(t0)]] += 1
-        return new if self.state is None else choose(self.script.fresh[j, : len(t0)], new, self.state)
+        new, fresh = self.problem.solver.init(eq, t0, self.y), self.script.fresh[j, : len(t0)]
+        self.nfe[self.script.order[: len(t0)]] += 1 if self.state is None else fresh
+        return new if self.state is None else choose(fresh, new, self.state)
 
 
 class Sheet:
@@ -166,8 +166,7 @@ class Sheet:
         self.problem = problem
         batch, device = len(problem.y0), problem.y0.device
         self.sign = (problem.ts[:, -1:] - problem.ts[:, :1]).sign()
-        self.written = torch.zeros_like(problem.ts, dtype=torch.bool)
-        self.written[:, 0] = True
+        self.written = problem.ts.detach() == problem.ts.detach()[:, :1]  # with all that fills up a row of one time
         self.count = torch.zeros(batch, dtype=torch.int64, device=device)
         self.nfe = torch.zeros_like(self.count)
         self.ys: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -226,9 +225,9 @@ class Sheet:
 
     def outputs(self) -> Tensor:
         """The states at the output times, (B, T, *), NaN where no step came."""
-        y0, ts = self.problem.y0, self.problem.ts
-        batch = torch.arange(len(y0), device=y0.device)
-        pieces = [(batch, torch.zeros_like(batch), y0), *self.ys]
+        y0, ts = self.problem.y0, self.problem.ts.detach()
+        starts, places = (ts == ts[:, :1]).nonzero(as_tuple=True)
+        pieces = [(starts, places, y0[starts]), *self.ys]
         rows, index, values = (torch.cat(column) for column in zip(*pieces, strict=True))
         empty = y0.new_full((*ts.shape, *y0.shape[1:]), torch.nan)
         return empty.index_put((rows, index), values)
@@ -247,7 +246,7 @@ class Sheet:
 
     def _steps(self) -> Steps:
         """What was recorded, (n, B)."""
-        n, batch = int(self.count.max()), len(self.count)
+        n, batch = self._longest(), len(self.count)
         last = self.problem.ts.detach()[:, -1].expand(n, -1)
         table = _table(self.steps, n, batch)
         if not table:
@@ -259,17 +258,20 @@ class Sheet:
         made = torch.arange(n, device=self.count.device).unsqueeze(-1) < self.count
         return Steps(torch.where(made, t, last), dt, error, raw, stiffness, made)
 
+    def _longest(self) -> int:
+        """The largest number of steps."""
+        return int(self.count.max()) if len(self.count) else 0
+
     def _dense(self) -> Dense:
-        """The polynomials of all steps, (n, B, *)."""
-        n, batch = int(self.count.max()), len(self.count)
-        t0, t1, *coefficients = _table(self.polynomials, n, batch)
-        span = self.problem.ts.detach()[:, [0, -1]].T
-        assert t0 is not None
-        assert t1 is not None
+        """The polynomials of all steps, (n, B, *), n ≥ 1; a step that was not made has no length."""
+        n, y0, span = max(1, self._longest()), self.problem.y0, self.problem.ts.detach()[:, [0, -1]].T
+        nothing = (self.count[:0], self.count[:0], (span[0, :0], span[0, :0], y0[:0]))
+        t0, t1, start, *others = (c for c in _table(self.polynomials or [nothing], n, len(y0)) if c is not None)
         made = torch.arange(n, device=self.count.device).unsqueeze(-1) < self.count
         reached = torch.where(self.count > 0, t1.gather(0, (self.count - 1).clamp(min=0).unsqueeze(0))[0], span[0])
         t0, t1 = (torch.where(made, t, reached) for t in (t0, t1))
-        return Dense(span, t0, t1, [c for c in coefficients if c is not None])
+        start = torch.where(made.reshape(n, -1, *(1,) * (y0.ndim - 1)), start, y0)
+        return Dense(span, t0, t1, [start, *others])
 
 
 def _table(

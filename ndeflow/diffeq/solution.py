@@ -85,7 +85,9 @@ class Dense:
         """
         first, last = self.span.unsqueeze(-1)
         sign = (last - first).sign()
-        outside = (sign * (t - first) < 0) | (sign * (t - last) > 0)
+        c = self.coefficients[0]
+        width = 4 * torch.finfo((c.real if c.is_complex() else c).dtype).eps * torch.maximum(first.abs(), last.abs())
+        outside = (sign * (t - first) < -width) | (sign * (t - last) > width) | ((sign == 0) & (t != first))
         if bool(outside.any()):
             sample, i = (int(x) for x in outside.nonzero()[0])
             raise ValueError(
@@ -97,7 +99,7 @@ class Dense:
         rows = torch.arange(len(step), device=step.device).unsqueeze(-1)
         t0, t1 = self.t0[step, rows], self.t1[step, rows]
         theta = torch.where(t1 == t0, 0.0, (t - t0) / torch.where(t1 == t0, 1.0, t1 - t0))
-        lost = theta > 1
+        lost = (sign * (t - t1) > width).detach()
         value = horner([c[step, rows] for c in self.coefficients], theta.clamp(min=0.0))
         return value.masked_fill(lost.reshape(*lost.shape, *(1,) * (value.ndim - 2)), torch.nan)
 
