@@ -19,7 +19,8 @@ LAYERS = {
     "metrics": {"tensors", "randomness"},
     "diffeq": {"tensors", "randomness"},
     "flows": {"tensors", "randomness", "diffeq"},
-    "modules": {"tensors", "randomness", "diffeq", "flows", "nets", "data", "metrics"},
+    "regularization": {"tensors", "randomness", "diffeq"},
+    "modules": {"tensors", "randomness", "diffeq", "flows", "regularization", "nets", "data", "metrics"},
     "training": {"tensors", "randomness", "config", "diffeq", "flows", "nets", "data", "metrics", "modules"},
     "cli": {"randomness", "config", "data", "flows", "modules", "training"},
 }

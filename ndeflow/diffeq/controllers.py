@@ -217,6 +217,8 @@ class PID(Adaptive):
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
+            if isinstance(getattr(self, name), str | bool):
+                raise TypeError(f"PID takes {name} as a number, got {getattr(self, name)!r}: in YAML write 1.0e-3")
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 raise ValueError(f"PID takes {name} > 0, got {getattr(self, name)}: 1e-3 to 1e-8 are usual")
         if not (0 < self.safety < 1 and 0 < self.factor_min < 1 < self.factor_max):

@@ -17,7 +17,7 @@ from ndeflow.tensors import rms
 
 ROUNDING = 4 * torch.finfo(torch.float64).eps
 """The smallest step, beside the time: less would not move it."""
-NOTHING = 1e-40
+NOTHING = 1e-30
 """The smallest step, beside the way to the next stop: near time 0 rounding sets no bound."""
 
 

@@ -61,7 +61,7 @@ def test_a_bare_field_is_refused_with_the_line_to_write(integrator, field):
 @pytest.mark.parametrize(
     ("y0", "error", "words"),
     [
-        ([1.0], TypeError, r"y0 must be a tensor of shape \(B, \*\), got list"),
+        ([1.0], TypeError, r"leaf '0' of the state must be a tensor of shape \(B, \*\), got float"),
         (torch.ones(3, 2, dtype=torch.int64), TypeError, r"got torch.int64: write y0.float\(\)"),
         (torch.ones(3, 2, dtype=torch.bool), TypeError, r"got torch.bool: write y0.float\(\)"),
         (ONES.half(), TypeError, "torch.float16: increments below 5e-04 .* rounded away; .* torch.autocast"),
@@ -80,9 +80,9 @@ def test_a_start_that_cannot_be_solved_from_is_refused(integrator, y0, error, wo
 @pytest.mark.parametrize(
     ("ts", "error", "words"),
     [
-        ([1.0], ValueError, r"shape \(T,\) with T ≥ 2, a start and at least one later output, got \(1,\)"),
+        ([1.0], ValueError, r"shape \(T,\) or \(B, T\) with T ≥ 2, a start and at least one later output, got \(1,\)"),
         (1.0, ValueError, r"T ≥ 2, .* got \(\)"),
-        (torch.zeros(3, 2), ValueError, r"T ≥ 2, .* got \(3, 2\)"),
+        (torch.zeros(3, 2), ValueError, r"ts of shape \(3, 2\) gives each sample its own times: set stepping="),
         ([0.0, 1.0, 0.5], ValueError, r"strictly increasing or .* ts\[1\] = 1, ts\[2\] = 0.5 .* drop repeated"),
         ([1.0, 0.5, 0.7, 0.0], ValueError, r"ts\[1\] = 0.5, ts\[2\] = 0.7"),
         ([0.0, 0.0, 1.0], ValueError, r"ts\[0\] = 0, ts\[1\] = 0"),
