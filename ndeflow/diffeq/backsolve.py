@@ -149,7 +149,8 @@ class _Backward:
             return grad[:, 0], self.sums
         places = (self.last.unsqueeze(1) - torch.arange(int(self.last.max()) + 1, device=ts.device)).clamp(min=0)
         rows = torch.arange(len(ys), device=ts.device)
-        self.ys, self.grad = (x[rows.unsqueeze(1), places] for x in (ys, grad))
+        self.scale = _scale(grad, shared)
+        self.ys, self.grad = ys[rows.unsqueeze(1), places], (grad / self.scale)[rows.unsqueeze(1), places]
         start = self._joined(self.ys[:, 0], self.grad[:, 0])
         backward = self.problem._replace(
             eq=_AdjointEquation(self.eq, self.shape),
@@ -158,7 +159,7 @@ class _Backward:
         )
         self.due = _due(backward)
         end = self._shared(backward, rows) if shared else self._each(backward)
-        a = end[:, end.shape[1] // 2 :].reshape(len(end), *self.shape)
+        a = end[:, end.shape[1] // 2 :].reshape(len(end), *self.shape) * self.scale[:, 0]
         self._check(backward, a)
         return a, self.sums
 
@@ -190,7 +191,8 @@ class _Backward:
         covectors = [(stride.step.fields[i], weight) for i, weight in self.weights]
         seeds = []
         for covector, weight in covectors:
-            seed = self.eq.apply_field(covector.a, self.eq.increment(stride.t0, stride.t0 + stride.dt)) * -weight
+            seed = self.eq.apply_field(covector.a, self.eq.increment(stride.t0, stride.t0 + stride.dt))
+            seed = seed * self.scale[rows, 0] * -weight
             seeds.append(seed if made is None else choose(made, seed, torch.zeros_like(seed)))
         found = self._pull([covector.f for covector, _ in covectors], seeds)
         if made is not None and not bool(made.all()) and not _finite(found):
@@ -269,6 +271,17 @@ class _Backward:
                 return z
             z = choose(due, self._landed(z, rows, at), z)
             self.index[rows] += due
+
+
+def _scale(grad: Tensor, shared: bool) -> Tensor:
+    """A power of two near the size of each sample's cotangents, (B, 1, …): the solve is not to know how a loss averages.
+
+    Else an absolute tolerance would leave the gradient of a mean over many samples without any error control.
+    """
+    size = grad.abs().flatten(1).amax(1)
+    size = (size.max().expand_as(size) if shared else size).clamp(min=torch.finfo(size.dtype).tiny)
+    scale = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
+    return scale.reshape(-1, *(1,) * (grad.ndim - 1))
 
 
 def _due(backward: Problem) -> Tensor:

@@ -120,7 +120,7 @@ def solve_in_time(gradient: Gradient, problem: Problem) -> Solution:
     """
     ts, y0 = problem.ts, problem.y0
     zero = ts - ts.detach()
-    start = _heun(problem, ts.detach()[..., 0], -zero[..., 0], y0)
+    start = _heun(problem, ts[..., 0], -zero[..., 0], y0)
     solution = gradient.solve(problem._replace(y0=start, ts=ts.detach()))
     ends = zip(ts.detach().unbind(-1), zero.unbind(-1), solution.ys.unbind(1), strict=True)
     later = [_moved(problem, t, dt, y) for t, dt, y in list(ends)[1:]]
