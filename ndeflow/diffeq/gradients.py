@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ndeflow.diffeq.controllers import Adaptive, Planned
-from ndeflow.diffeq.failures import blame, explain
+from ndeflow.diffeq.failures import blame, explain, finite_samples
 from ndeflow.diffeq.loop import assemble, run
+from ndeflow.diffeq.ownership import gradients_flow
 from ndeflow.diffeq.per_sample import Outcome, run_each
 from ndeflow.diffeq.problem import Problem
 from ndeflow.diffeq.script import Reel, Script, Sheet, plan_each
 from ndeflow.diffeq.solution import Solution
 from ndeflow.diffeq.solvers.runge_kutta import Heun
+from ndeflow.tensors import expand_time
 
 _HEUN = Heun()
 
@@ -91,12 +93,12 @@ def make_again(problem: Problem, script: Script) -> tuple[Sheet, Tensor]:
 
 
 def needs_gradients(problem: Problem) -> bool:
-    """Whether gradients may be asked for: of y0, args, parameters, or of whatever a function as field closes over."""
+    """Whether gradients may be asked for: of y0, args, parameters, or of whatever else the field uses."""
     if not torch.is_grad_enabled():
         return False
-    args, f = problem.eq.args, getattr(problem.eq, "f", problem.eq)
+    args = problem.eq.args
     known = [problem.y0, *([] if args is None else [args]), *problem.eq.parameters()]
-    return any(x.requires_grad for x in known) or not isinstance(f, torch.nn.Module)
+    return any(x.requires_grad for x in known) or gradients_flow(problem)
 
 
 def solve_in_time(gradient: Gradient, problem: Problem) -> Solution:
@@ -119,10 +121,10 @@ def solve_in_time(gradient: Gradient, problem: Problem) -> Solution:
     """
     ts, y0 = problem.ts, problem.y0
     zero = ts - ts.detach()
-    start = _heun(problem, ts.detach()[..., 0], -zero[..., 0], y0)
+    start = _heun(problem, ts[..., 0], -zero[..., 0], y0)
     solution = gradient.solve(problem._replace(y0=start, ts=ts.detach()))
     ends = zip(ts.detach().unbind(-1), zero.unbind(-1), solution.ys.unbind(1), strict=True)
-    later = [_heun(problem, t, dt, y) for t, dt, y in list(ends)[1:]]
+    later = [_moved(problem, t, dt, y) for t, dt, y in list(ends)[1:]]
     stats = solution.stats._replace(nfe=solution.stats.nfe + (_HEUN.evaluations + 1) * ts.shape[-1])
     return solution._replace(ts=ts, ys=torch.stack([y0, *later], dim=1), stats=stats)
 
@@ -130,3 +132,11 @@ def solve_in_time(gradient: Gradient, problem: Problem) -> Solution:
 def _heun(problem: Problem, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
     """A step of Heun's method."""
     return _HEUN.step(problem.eq, t, dt, y, _HEUN.init(problem.eq, t, y)).y1
+
+
+def _moved(problem: Problem, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
+    """The same, not made by samples that are not finite: 0 · ∞ would spoil the gradients of all."""
+    if problem.on_failure == "raise":
+        return _heun(problem, t, dt, y)
+    lost = expand_time(~finite_samples(y), y)
+    return torch.where(lost, y, _heun(problem, t, dt, torch.where(lost, problem.y0.detach(), y)))

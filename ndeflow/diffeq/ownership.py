@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -21,6 +23,13 @@ def detached(eq: Equation) -> Equation:
     """Return the equation with a detached copy of its `args`, which requires gradients if they do."""
     args = eq.args
     return eq if args is None else eq.with_args(args.detach().requires_grad_(args.requires_grad))
+
+
+def gradients_flow(problem: Problem) -> bool:
+    """Whether the field, evaluated once, needs gradients of anything beside the state."""
+    with torch.enable_grad():
+        field = detached(problem.eq).field(problem.ts.detach()[..., 0], problem.y0.detach())
+    return any(x.requires_grad for x in _tensors(field))
 
 
 @torch.enable_grad()
@@ -50,15 +59,19 @@ def inspect(problem: Problem, method: str) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         field = eq.field(problem.ts.detach()[..., 0], y)
     known = owned | {id(y), id(eq.args)}
-    strange = [leaf for leaf in _leaves(field) if id(leaf) not in known]
-    if strange:
-        raise ValueError(_complaint(problem.eq, strange, method))
+    if any(id(leaf) not in known for leaf in _leaves(field, {})):
+        raise ValueError(_complaint(problem.eq, field, known, method))
     return kept
 
 
-def _leaves(value: object) -> Iterator[Tensor]:
-    """The tensors that gradients of a field reach."""
-    tensors = [value] if isinstance(value, Tensor) else list(value) if isinstance(value, tuple) else []
+def _tensors(field: object) -> list[Tensor]:
+    """The tensors of a field, which is one, or a tuple of some."""
+    return [x for x in (field if isinstance(field, tuple) else (field,)) if isinstance(x, Tensor)]
+
+
+def _leaves(field: object, ends: Mapping[Any, Tensor]) -> Iterator[Tensor]:
+    """The tensors that gradients of a field reach, not going beyond some nodes of the graph, which stand for theirs."""
+    tensors = _tensors(field)
     pending = [x.grad_fn for x in tensors if x.grad_fn is not None]
     yield from (x for x in tensors if x.grad_fn is None and x.requires_grad)
     seen = set()
@@ -67,15 +80,19 @@ def _leaves(value: object) -> Iterator[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
+        variable = ends.get(node, getattr(node, "variable", None))
         if variable is not None:
             yield variable
-        pending += [following for following, _ in node.next_functions]
+        else:
+            pending += [following for following, _ in node.next_functions]
 
 
-def _complaint(eq: Equation, strange: list[Tensor], method: str) -> str:
+def _complaint(eq: Equation, field: object, known: set[int], method: str) -> str:
     """Name the tensors, and say what to do."""
-    names = dict(_closed_over(getattr(eq, "f", eq)))
+    variables = list(_closed_over(getattr(eq, "f", eq)))
+    computed = {x.grad_fn: x for _, x in variables if x.grad_fn is not None}
+    names = {id(x): name for name, x in variables}
+    strange = [x for x in _leaves(field, computed) if id(x) not in known]
     named = [f"{names.get(id(x), 'a tensor')} {tuple(x.shape)}" for x in strange]
     more = f" and {len(named) - 4} more" if len(named) > 4 else ""
     return (
@@ -85,28 +102,33 @@ def _complaint(eq: Equation, strange: list[Tensor], method: str) -> str:
     )
 
 
-def _closed_over(f: Any) -> Iterator[tuple[int, str]]:
+def _closed_over(f: Any, depth: int = 2) -> Iterator[tuple[str, Tensor]]:
     """Tensors and modules' parameters in a function's closure and in the globals it names, with their names."""
     function: Any = getattr(f, "forward", f) if isinstance(f, nn.Module) else f
     function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None)
     if code is None:
         return
-    cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
-    variables = {name: cell.cell_contents for name, cell in cells}
+    variables = {}
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        with suppress(ValueError):  # a variable without a value yet
+            variables[name] = cell.cell_contents
     variables |= {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
     variables |= {"self": getattr(f, "__self__", f)}
     for name, value in variables.items():
         yield from _tensors_of(name, value)
+        if isinstance(value, FunctionType | MethodType) and depth:
+            yield from _closed_over(value, depth - 1)
 
 
-def _tensors_of(name: str, value: object) -> Iterator[tuple[int, str]]:
+def _tensors_of(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
     """A tensor, or the parameters and tensor attributes of a module."""
     if isinstance(value, Tensor):
-        yield id(value), name
+        yield name, value
     elif isinstance(value, nn.Module):
-        yield from ((id(p), f"{name}.{path}") for path, p in value.named_parameters())
-        yield from ((id(x), f"{name}.{path}") for path, x in vars(value).items() if isinstance(x, Tensor))
+        yield from ((f"{name}.{path}", p) for path, p in value.named_parameters())
+        for prefix, module in value.named_modules(prefix=name):
+            yield from ((f"{prefix}.{path}", x) for path, x in vars(module).items() if isinstance(x, Tensor))
 
 
 def ambient(y: Tensor) -> Callable[[], torch.autocast]:
@@ -114,3 +136,21 @@ def ambient(y: Tensor) -> Callable[[], torch.autocast]:
     device = y.device.type
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return lambda: torch.autocast(device, dtype=dtype, enabled=enabled)
+
+
+def check_owned(eq: Equation, params: Sequence[Tensor]) -> None:
+    """Refuse a backward pass that would not find the parameters of the solve.
+
+    Args:
+        eq: the equation.
+        params: its trained parameters when it was solved.
+
+    Raises:
+        RuntimeError: they have been exchanged or frozen since.
+    """
+    now = {id(p) for p in parameters(eq)}
+    if any(id(p) not in now for p in params):
+        raise RuntimeError(
+            "parameters of the field were exchanged or frozen between the solve and its backward pass, which evaluates "
+            "the field again (functional_call does so): call backward before that, or use Backprop"
+        )
