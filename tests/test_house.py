@@ -19,8 +19,7 @@ LAYERS = {
     "metrics": {"tensors", "randomness"},
     "diffeq": {"tensors", "randomness"},
     "flows": {"tensors", "randomness", "diffeq"},
-    "regularization": {"tensors", "randomness", "diffeq"},
-    "modules": {"tensors", "randomness", "diffeq", "flows", "regularization", "nets", "data", "metrics"},
+    "modules": {"tensors", "randomness", "diffeq", "flows", "nets", "data", "metrics"},
     "training": {"tensors", "randomness", "config", "diffeq", "flows", "nets", "data", "metrics", "modules"},
     "cli": {"randomness", "config", "data", "flows", "modules", "training"},
 }
